@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,8 +20,8 @@ FLAG_PRE_BEAM_STEP = 2  # the first reading after a step without beam
 FLAG_REORDERED = 4  # the reading came out of time order in its file
 
 
-def _frozen(values: ArrayLike, dtype: type) -> NDArray:  # type: ignore[type-arg]
-    array = np.ascontiguousarray(values, dtype=dtype)
+def _frozen(values: ArrayLike, dtype: type) -> NDArray[Any]:
+    array: NDArray[Any] = np.ascontiguousarray(values, dtype=dtype)
     if array is values:
         array = array.view()
     array.flags.writeable = False

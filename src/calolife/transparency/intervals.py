@@ -59,8 +59,8 @@ class IntervalTable:
 
 
 def time_at_fraction(history: TransparencyHistory, fraction: float) -> float:
-    """Time [s] before which this fraction of the readings was taken."""
-    times = np.concatenate([np.repeat(b.time_s[:, None], 1, axis=1).ravel() for b in history.blocks])
+    """Time [s] before which this fraction of the readings was taken (each shared time grid counts once)."""
+    times = np.concatenate([b.time_s for b in history.blocks])
     return float(np.quantile(times, fraction))
 
 
