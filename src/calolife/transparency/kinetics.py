@@ -20,7 +20,9 @@ from calolife.transparency.history import Block, FloatArray, Forecast, IntArray,
 from calolife.transparency.intervals import IntervalTable, interval_table, time_at_fraction
 from calolife.transparency.statefilter import DEFAULT_SETTINGS, FilterInput, filter_forecast, tune_settings
 
-__all__ = ["Kinetics", "fit_kinetics", "nonnegative_least_squares", "occupancy"]
+__all__ = [
+    "Kinetics", "check_origins", "fit_kinetics", "fit_with_probe", "nonnegative_least_squares", "occupancy", "sample_history",
+]  # fmt: skip
 
 _DAY_S = 86400.0
 # chosen: start of the search; one fill, days, weeks, a year (the orders of magnitude of CMS DP-2013/016)
@@ -220,7 +222,9 @@ def _amplitudes(F: FloatArray, strand: _Strand, *, n_pass: int = 3) -> tuple[Flo
     return a, log_r0, residual
 
 
-def _search(strands: list[_Strand], scale: FloatArray, start: FloatArray, *, slow: tuple[float, float] | None) -> tuple[FloatArray, float]:
+def _search(
+    strands: list[_Strand], scale: FloatArray, start: FloatArray, *, slow: tuple[float, float] | None, n_try: int = 800
+) -> tuple[FloatArray, float]:
     """Best ln(tau), ln(b) by variable projection; `slow` holds the last component fixed. Returns (2, component) and mean |residual|."""
     n = start.shape[1]
     free = n if slow is None else n - 1
@@ -243,7 +247,7 @@ def _search(strands: list[_Strand], scale: FloatArray, start: FloatArray, *, slo
 
     found = minimize(
         cost, start[:, :free].ravel(), method="Nelder-Mead",
-        options={"maxfev": 800, "adaptive": True, "xatol": 1e-2, "fatol": 1e-5},
+        options={"maxfev": n_try, "adaptive": True, "xatol": 1e-2, "fatol": 1e-5},
     )  # fmt: skip
     return full(found.x), float(found.fun)
 
@@ -462,11 +466,27 @@ def fit_kinetics(history: TransparencyHistory, *, seed: int = 0) -> Kinetics:
         )
     if sum(float(b.lumi_ifb.sum()) for b in history.blocks) <= 0:
         raise ValueError("no luminosity in the training span; damage cannot be learned without it")
+    return fit_with_probe(history, seed=seed)[0]
+
+
+def fit_with_probe(history: TransparencyHistory, *, seed: int = 0) -> tuple[Kinetics, Kinetics, float]:
+    """The kinetics of a span, those of its first 60 % (without intervals), and the time where these end [s].
+
+    Raises
+    ------
+    ValueError
+        As `fit_kinetics`.
+    """
+    shortest = min(b.n_readings for b in history.blocks)
+    if shortest < 240:
+        raise ValueError(f"{shortest} readings of a crystal are too few to fit kinetics; give at least 240")
+    if sum(float(b.lumi_ifb.sum()) for b in history.blocks) <= 0:
+        raise ValueError("no luminosity in the training span; damage cannot be learned without it")
     strands = _strands(history)
     split = time_at_fraction(history, 0.6)
     probe = _fit(_cut(strands, split), history.years, seed=seed)
-    table = interval_table(probe, _sample_history(history), start_s=split)
-    return replace(_fit(strands, history.years, seed=seed), interval=table)
+    table = interval_table(probe, sample_history(history), start_s=split)
+    return replace(_fit(strands, history.years, seed=seed), interval=table), probe, split
 
 
 def _cut(strands: list[_Strand], time_s: float) -> list[_Strand]:
@@ -477,8 +497,8 @@ def _spaced(n: int, most: int) -> IntArray:
     return np.unique(np.linspace(0, n - 1, most).round().astype(np.int64))
 
 
-def _sample_history(history: TransparencyHistory, *, most: int = 8) -> TransparencyHistory:
-    """A few blocks of few crystals, spread over the detector: enough to calibrate intervals."""
+def sample_history(history: TransparencyHistory, *, most: int = 8) -> TransparencyHistory:
+    """A few blocks of few crystals, spread over the detector: enough to calibrate intervals and train corrections."""
     picked = [history.blocks[k] for k in _spaced(len(history.blocks), most)]
     return TransparencyHistory(tuple(b.crystals(_spaced(b.n_crystals, 20)) for b in picked))
 
@@ -529,7 +549,7 @@ def _fit(strands: list[_Strand], years: tuple[int, ...], *, seed: int) -> Kineti
     hypotheses, losses = [best], [best_loss]
     for tau in _SLOW_TAU_D:
         for b in _SLOW_B:
-            found, loss = _search(small, scale, best, slow=(tau, b))
+            found, loss = _search(small, scale, best, slow=(tau, b), n_try=160)
             hypotheses.append(found)
             losses.append(loss)
     tau_b = np.exp(np.array(hypotheses))  # (hypothesis, 2, component)

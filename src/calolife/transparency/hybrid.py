@@ -1,0 +1,282 @@
+"""Kinetics plus a small network that corrects the next hours from what crystal and neighbours just did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calolife.transparency.history import Block, FloatArray, Forecast, IntArray, TransparencyHistory
+from calolife.transparency.intervals import IntervalTable, interval_table
+from calolife.transparency.kinetics import Kinetics, check_origins, fit_with_probe, occupancy, sample_history
+from calolife.transparency.statefilter import FilterInput, filter_forecast
+
+__all__ = ["Hybrid", "fit_hybrid"]
+
+Float32 = NDArray[np.float32]
+
+_STEP = 24  # readings that the network was trained to correct; later ones fade
+_FADE_D = 1.0  # chosen: the correction is worth about a day
+_DAY_S = 86400.0
+_KERNEL_TAU_D = np.array([0.05, 0.2, 0.8, 3.0, 10.0])  # chosen: an hour to days, between the fast centres
+_LAG = np.array([1, 2, 3, 5, 8, 12, 18, 24])  # readings before the origin; none older than the published 24
+_UNIT = 1e3  # residuals of ln R are of order 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Hybrid:
+    """Kinetics with a learned correction of ln R; `fit_hybrid` makes it.
+
+    Parameters
+    ----------
+    kinetics : Kinetics
+    interval : IntervalTable
+    centre, width : float array, (feature,)
+        Of the features in the training span.
+    weights : tuple of (weight, bias) float32 arrays per layer
+        weight (net, out, in), bias (net, out): networks of equal shape whose outputs are averaged.
+    """
+
+    name: ClassVar[str] = "hybrid"
+
+    kinetics: Kinetics
+    interval: IntervalTable
+    centre: FloatArray
+    width: FloatArray
+    weights: tuple[tuple[Float32, Float32], ...]
+
+    @property
+    def train_years(self) -> tuple[int, ...]:
+        return self.kinetics.train_years
+
+    def forecast(self, block: Block, *, origins: IntArray, horizon: int) -> Forecast:
+        """Forecast rows o ... o + horizon - 1 of every crystal from each origin o; see `Kinetics.forecast`.
+
+        Notes
+        -----
+        The correction covers the first 24 readings; after them it fades within days, and the kinetics remain.
+        """
+        origins = check_origins(block, origins, horizon)
+        base = self.kinetics.forecast(block, origins=origins, horizon=horizon)
+        near = min(horizon, _STEP)
+        curve, _, components = self.kinetics.curves(block)
+        kinetic = np.log(base.transparency[:, :, :near]) - curve[:, base.row[:, :near]]
+        shift = np.empty((block.n_crystals, origins.size, horizon))
+        # chosen: about 100 MB of features at a time
+        at_once = max(1, 500_000 // (origins.size * near))
+        residual = np.log(block.transparency) - curve
+        common = _common(residual)
+        for start in range(0, block.n_crystals, at_once):
+            c = slice(start, start + at_once)
+            features = _features(block, residual[c], components[c], kinetic[c], origins, common=common)
+            shift[c, :, :near] = self._correct(features)
+        if horizon > near:
+            ahead_d = (block.time_s[base.row[:, near:]] - block.time_s[base.row[:, near - 1]][:, None]) / _DAY_S
+            shift[:, :, near:] = shift[:, :, near - 1 : near] * np.exp(-ahead_d / _FADE_D)
+        half68, half95 = self.interval.at(base.horizon_s)
+        inner68, inner95 = self.kinetics.interval.at(base.horizon_s)
+        spread68, spread95 = base.half68**2 - inner68**2, base.half95**2 - inner95**2
+        return replace(
+            base, model=self.name, transparency=base.transparency * np.exp(shift),
+            half68=np.sqrt(half68**2 + np.maximum(spread68, 0)), half95=np.sqrt(half95**2 + np.maximum(spread95, 0)),
+        )  # fmt: skip
+
+    def _correct(self, features: Float32) -> FloatArray:
+        """Correction of ln R, features (..., feature) -> (...)."""
+        flat = features.reshape(-1, features.shape[-1])
+        x = _standard(flat, self.centre, self.width)
+        total = np.zeros(flat.shape[0], dtype=np.float32)
+        n_net = self.weights[0][0].shape[0]
+        for net in range(n_net):
+            y = x
+            for k, (weight, bias) in enumerate(self.weights):
+                y = y @ weight[net].T + bias[net]
+                if k < len(self.weights) - 1:
+                    y = np.where(y > 0, y, np.expm1(np.minimum(y, 0)))  # ELU
+            total += y[:, 0]
+        return (total / (n_net * _UNIT)).astype(np.float64).reshape(features.shape[:-1])
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays and JSON-able rest, for storage."""
+        inner, meta = self.kinetics.state()
+        arrays: dict[str, NDArray[Any]] = {f"kinetics.{k}": v for k, v in inner.items()}
+        arrays |= self.interval.state() | {"centre": self.centre, "width": self.width}
+        for k, (weight, bias) in enumerate(self.weights):
+            arrays |= {f"layer{k}.weight": weight, f"layer{k}.bias": bias}
+        return arrays, meta | {"n_layers": len(self.weights)}
+
+    @classmethod
+    def from_state(cls, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> Hybrid:
+        """The model that `state` described."""
+        inner = {k.removeprefix("kinetics."): v for k, v in arrays.items() if k.startswith("kinetics.")}
+        layers = tuple((arrays[f"layer{k}.weight"], arrays[f"layer{k}.bias"]) for k in range(meta["n_layers"]))
+        return cls(Kinetics.from_state(inner, meta), IntervalTable.from_state(arrays), arrays["centre"], arrays["width"], layers)
+
+
+def _standard(features: Float32, centre: FloatArray, width: FloatArray) -> Float32:
+    # beyond 3 widths the training span says nothing: hold the correction there
+    return np.clip((features - centre.astype(np.float32)) / width.astype(np.float32), -3, 3)
+
+
+def _common(residual: FloatArray) -> FloatArray:
+    """Mean residual of a block's crystals, (reading,): laser and reference diode are common to neighbours."""
+    known = np.isfinite(residual)
+    total = np.where(known, residual, 0.0).sum(axis=0)
+    mean: FloatArray = np.divide(total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(axis=0))
+    return mean
+
+
+def _features(
+    block: Block, residual: FloatArray, components: FloatArray, kinetic: FloatArray, origins: IntArray, *, common: FloatArray
+) -> Float32:
+    """What the network sees of each target: readings before the origin, luminosity and time.
+
+    Parameters
+    ----------
+    block : Block
+        For its times and luminosities.
+    residual : float array, (crystal, reading)
+        ln R minus the kinetics, of some of the block's crystals.
+    components : float array, (crystal, component, reading)
+        Their parts of the kinetics.
+    kinetic : float array, (crystal, window, step)
+        The filter's forecast of their residuals.
+    origins : int array, (window,)
+    common : float array, (reading,)
+        Mean residual of all crystals of the block.
+
+    Returns
+    -------
+    float32 array, (crystal, window, step, feature)
+    """
+    n_crystal, n_window, n_step = kinetic.shape
+    row = origins[:, None] + np.arange(n_step)
+    last = origins[:, None] - 1
+    time_d = block.time_s / _DAY_S
+    delivered = np.concatenate([[0.0], np.cumsum(block.lumi_ifb[:-1])])
+    rate = np.concatenate([[0.0], block.lumi_ifb[:-1] / np.diff(time_d)])
+    kernel = occupancy(block.time_s, block.lumi_ifb, tau_d=_KERNEL_TAU_D, b_per_ifb=np.zeros(_KERNEL_TAU_D.size))
+    shared = [np.log(time_d[row] - time_d[last]), delivered[row] - delivered[last], rate[row], rate[last]]
+    for k in kernel:
+        shared += [k[row] - k[last], k[last]]
+    first = kinetic[:, :, 0]
+    past = np.maximum(origins[:, None] - _LAG, 0)  # (window, lag)
+    own = residual[:, past] - first[:, :, None]
+    neighbours = common[past] - first[:, :, None]
+    older = origins[:, None] < _LAG
+    # a reading before the year began, or hidden, counts as no deviation
+    history = [np.where(older | ~np.isfinite(a), 0.0, a) for a in (own, neighbours)]
+    n_feature = len(shared) + 2 * _LAG.size + 1 + components.shape[1]
+    out = np.empty((n_crystal, n_window, n_step, n_feature), dtype=np.float32)
+    for k, value in enumerate(shared):
+        out[..., k] = value
+    k = len(shared)
+    for part in history:
+        out[..., k : k + _LAG.size] = part[:, :, None, :]
+        k += _LAG.size
+    out[..., k] = kinetic - first[:, :, None]
+    moved = components[:, :, row] - components[:, :, origins - 1][..., None]  # (crystal, component, window, step)
+    out[..., k + 1 :] = np.moveaxis(moved, 1, -1)
+    return out
+
+
+def fit_hybrid(history: TransparencyHistory, *, seed: int = 0) -> Hybrid:
+    """Fit the kinetics, then the network that corrects them.
+
+    Parameters
+    ----------
+    history : TransparencyHistory
+        The training span, nothing else.
+    seed : int
+
+    Returns
+    -------
+    Hybrid
+
+    Raises
+    ------
+    ValueError
+        A span the kinetics cannot be fitted to.
+
+    Notes
+    -----
+    Next year's crystals will not follow this year's kinetics exactly, and residuals of a fit to the readings it was
+    fitted to are too good. So the network learns on forecasts of kinetics whose amplitudes, tau and b were
+    multiplied by random factors. Loss: mean absolute residual. Intervals: split conformal on the last 40 %
+    of the span, from kinetics and network fitted to the first 60 %.
+    """
+    kinetics, probe, split = fit_with_probe(history, seed=seed)
+    probe_part = sample_history(history.before(split))
+    trial = _train(probe, probe_part, seed=seed, n_net=1)
+    table = interval_table(trial, sample_history(history), start_s=split)
+    return replace(_train(kinetics, sample_history(history), seed=seed, n_net=3), interval=table)
+
+
+_N_ROW = 500_000  # chosen: targets to learn from; more did not change the score inside the training span
+_SPREAD = 0.3  # chosen by rolling origin inside 2016, from 0, 0.15, 0.3, 0.5: spread of the random factors (ln)
+_HIDDEN, _DROP, _EPOCHS, _BATCH, _LR = 64, 0.2, 4, 1024, 2e-3  # chosen by the same
+_SPACING = 12  # readings between the origins learned from
+
+
+def _train(kinetics: Kinetics, history: TransparencyHistory, *, seed: int, n_net: int) -> Hybrid:
+    """Networks on forecasts of disturbed kinetics."""
+    import torch
+    from torch import nn
+
+    from calolife.training import initialise, limit_threads, train
+
+    features, target = _examples(kinetics, history, seed=seed)
+    # float64 sums: half a million float32 terms lose digits
+    centre, width = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + 1e-9
+    x = torch.from_numpy(_standard(features, centre, width))
+    y = torch.from_numpy((target * _UNIT).astype(np.float32))
+    layers: list[list[tuple[Float32, Float32]]] = []
+    with limit_threads(1):
+        for k in range(n_net):
+            net = nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.ELU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ELU(), nn.Linear(_HIDDEN, 1))
+            initialise(net, seed=seed + k)
+
+            def loss(sample: torch.Tensor, generator: torch.Generator, net: nn.Sequential = net) -> torch.Tensor:
+                z = x[sample]
+                for layer in net:
+                    z = layer(z)
+                    if isinstance(layer, nn.ELU):  # dropout, drawn from the loop's own generator
+                        keep = torch.rand(z.shape, generator=generator) >= _DROP
+                        z = z * keep / (1 - _DROP)
+                return (z[:, 0] - y[sample]).abs().mean()
+
+            train(net, loss, n_samples=x.shape[0], epochs=_EPOCHS, batch_size=_BATCH, lr=_LR, seed=seed + k)
+            layers.append([(m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy()) for m in net if isinstance(m, nn.Linear)])
+    weights = tuple((np.stack([n[k][0] for n in layers]), np.stack([n[k][1] for n in layers])) for k in range(len(layers[0])))
+    return Hybrid(kinetics=kinetics, interval=IntervalTable.unknown(), centre=centre, width=width, weights=weights)
+
+
+def _examples(kinetics: Kinetics, history: TransparencyHistory, *, seed: int) -> tuple[Float32, FloatArray]:
+    """Features (row, feature) and residuals of ln R (row,) of forecasts by disturbed kinetics."""
+    rng = np.random.default_rng(seed)
+    per_copy = sum(b.n_crystals * ((b.n_readings - 2 * _STEP) // _SPACING) * _STEP for b in history.blocks)
+    n_copy = int(np.clip(_N_ROW // max(per_copy, 1), 2, 48))
+    features, targets = [], []
+    for _ in range(n_copy):
+        factor = np.exp(_SPREAD * rng.standard_normal((3, kinetics.tau_d.shape[1])))
+        other = replace(
+            kinetics, amplitude=kinetics.amplitude * factor[0], tau_d=kinetics.tau_d * factor[1], b_per_ifb=kinetics.b_per_ifb * factor[2]
+        )  # fmt: skip
+        inputs, parts = [], []
+        for block in history.blocks:
+            curve, _, components = other.curves(block)
+            origins = np.arange(_STEP + rng.integers(_SPACING), block.n_readings - _STEP, _SPACING)
+            if not origins.size:
+                continue
+            residual = np.log(block.transparency) - curve
+            inputs.append(FilterInput(block.time_s, block.lumi_ifb, residual, components.mean(axis=0), origins))
+            parts.append((block, residual, components, origins))
+        for (block, residual, components, origins), kinetic in zip(
+            parts, filter_forecast(inputs, kinetics.settings, horizon=_STEP), strict=True
+        ):
+            made = _features(block, residual, components, kinetic, origins, common=_common(residual))
+            features.append(made.reshape(-1, made.shape[-1]))
+            targets.append((residual[:, origins[:, None] + np.arange(_STEP)] - kinetic).ravel())
+    return np.concatenate(features), np.concatenate(targets)
