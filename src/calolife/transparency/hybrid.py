@@ -211,7 +211,7 @@ def fit_hybrid(history: TransparencyHistory, *, seed: int = 0) -> Hybrid:
     probe_part = sample_history(history.before(split))
     trial = _train(probe, probe_part, seed=seed, n_net=1)
     table = interval_table(trial, sample_history(history), start_s=split)
-    return replace(_train(kinetics, sample_history(history), seed=seed, n_net=3), interval=table)
+    return replace(_train(kinetics, sample_history(history), seed=seed, n_net=2), interval=table)
 
 
 _N_ROW = 500_000  # chosen: targets to learn from; more did not change the score inside the training span

@@ -127,19 +127,16 @@ def nonnegative_least_squares(gram: FloatArray, moment: FloatArray) -> FloatArra
     scale = np.sqrt(np.maximum(np.einsum("...ii->...i", gram), 1e-300))
     G = gram / (scale[..., :, None] * scale[..., None, :])
     m = moment / scale
-    best = np.zeros_like(m)
-    best_value = np.zeros(m.shape[:-1])
-    for code in range(1, 2**n):
-        on = np.array([i for i in range(n) if code >> i & 1])
-        sub = G[..., on[:, None], on] + 1e-10 * np.eye(on.size)
-        x = np.linalg.solve(sub, m[..., on, None])[..., 0]
-        value = -0.5 * (x * m[..., on]).sum(axis=-1)
-        better = (x >= 0).all(axis=-1) & (value < best_value)
-        best_value = np.where(better, value, best_value)
-        full = np.zeros_like(m)
-        full[..., on] = x
-        best = np.where(better[..., None], full, best)
-    return best / scale
+    on = (np.arange(1, 2**n)[:, None] >> np.arange(n) & 1).astype(np.float64)  # (subset, component)
+    on = on.reshape(on.shape[0], *(1,) * (m.ndim - 1), n)
+    # components outside the subset decouple: identity in the matrix, zero on the right
+    sub = G * on[..., :, None] * on[..., None, :] + (1 - on + 1e-10)[..., :, None] * np.eye(n)
+    x = np.linalg.solve(sub, (m * on)[..., None])[..., 0]
+    value = np.where((x >= 0).all(axis=-1), -0.5 * (x * m).sum(axis=-1), 0.0)
+    best = value.argmin(axis=0)
+    found = np.take_along_axis(x, best[None, ..., None], axis=0)[0]
+    is_damage = np.take_along_axis(value, best[None], axis=0)[0] < 0
+    return np.where(is_damage[..., None], found, 0.0) / scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -484,7 +481,8 @@ def fit_with_probe(history: TransparencyHistory, *, seed: int = 0) -> tuple[Kine
         raise ValueError("no luminosity in the training span; damage cannot be learned without it")
     strands = _strands(history)
     split = time_at_fraction(history, 0.6)
-    probe = _fit(_cut(strands, split), history.years, seed=seed)
+    # a coarser grid: the probe only has to err like the model
+    probe = _fit(_cut(strands, split), history.years, seed=seed, slow_b=_SLOW_B[1::2])
     table = interval_table(probe, sample_history(history), start_s=split)
     return replace(_fit(strands, history.years, seed=seed), interval=table), probe, split
 
@@ -503,15 +501,15 @@ def sample_history(history: TransparencyHistory, *, most: int = 8) -> Transparen
     return TransparencyHistory(tuple(b.crystals(_spaced(b.n_crystals, 20)) for b in picked))
 
 
-def _shared_fit(strands: list[_Strand]) -> tuple[FloatArray, FloatArray, float]:
+def _shared_fit(strands: list[_Strand], *, n_try: int = 800) -> tuple[FloatArray, FloatArray, float]:
     """ln(tau), ln(b) (2, component) with the dose scale of each strand, (strand,), and the loss."""
     start = np.log(np.array([_START_TAU_D, _START_B]))
     scale = np.ones(len(strands))
-    found, loss = _search(strands, scale, start, slow=None)
+    found, loss = _search(strands, scale, start, slow=None, n_try=n_try)
     if len({s.ieta for s in strands}) > 1:
         scale = np.array([_ring_scale([s], np.exp(found)) for s in strands])
         scale /= np.median(scale)
-        found, loss = _search(strands, scale, found, slow=None)
+        found, loss = _search(strands, scale, found, slow=None, n_try=n_try)
     return found, scale, loss
 
 
@@ -536,7 +534,7 @@ def _loss(strands: list[_Strand], tau_b: FloatArray, scale: FloatArray) -> float
     return 100 * total / count
 
 
-def _fit(strands: list[_Strand], years: tuple[int, ...], *, seed: int) -> Kinetics:
+def _fit(strands: list[_Strand], years: tuple[int, ...], *, seed: int, slow_b: tuple[float, ...] = _SLOW_B) -> Kinetics:
     """The fit without intervals."""
     thin = max(1, max(s.time_s.size for s in strands) // 1400)  # chosen: every third hour is enough for tau >= hours
     by_ring: dict[int, list[_Strand]] = {}
@@ -548,7 +546,7 @@ def _fit(strands: list[_Strand], years: tuple[int, ...], *, seed: int) -> Kineti
     best, scale, best_loss = _shared_fit(small)
     hypotheses, losses = [best], [best_loss]
     for tau in _SLOW_TAU_D:
-        for b in _SLOW_B:
+        for b in slow_b:
             found, loss = _search(small, scale, best, slow=(tau, b), n_try=160)
             hypotheses.append(found)
             losses.append(loss)
@@ -599,7 +597,7 @@ def _tune(sample: list[_Strand], thin: int, *, seed: int) -> FloatArray:
         if not part:
             continue
         small = [s.thinned(thin, 4) for s in part]
-        tau_b, scale, _ = _shared_fit(small)
+        tau_b, scale, _ = _shared_fit(small, n_try=300)
         tau_b = np.exp(tau_b)
         for whole, head, s in zip([w for w in sample if any(w.ieta == p.ieta for p in part)], small, scale, strict=False):
             a = _amplitudes(occupancy(head.time_s, head.lumi_ifb, tau_d=tau_b[0], b_per_ifb=tau_b[1] * s), head)[0]

@@ -1,0 +1,364 @@
+"""Comparisons that fit and score: models side by side, the published table, its sequence-length scan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from calolife.transparency.backtest import backtest, mape_percent, window_count
+from calolife.transparency.forecasters import DEFAULT_MODEL, MODELS, fit_model
+from calolife.transparency.history import Block, Forecast, IntArray, TransparencyHistory
+from calolife.transparency.scores import LEAK_SUFFIX, BacktestResult, TableRow, merge_results, published_table
+
+__all__ = ["Comparison", "Network", "Rescaled", "compare_models", "fit_named", "resolve_name", "scan_lengths", "score_published_table"]
+
+_WINDOW = 24
+_STRATEGIES = {"R": "recursive", "M": "mixed", "T": "teacher"}
+
+Tell = Callable[[str, float, float], None]
+"""Told (what, done, total) while a study runs."""
+
+
+class _Forecaster(Protocol):
+    @property
+    def train_years(self) -> tuple[int, ...]: ...
+    def forecast(self, block: Block, *, origins: IntArray, horizon: int) -> Forecast: ...
+
+
+@dataclass(frozen=True)
+class Network:
+    """Settings of the `lstm`; see `fit_lstm`."""
+
+    hidden: int = 64
+    epochs: int = 200
+    strategy: str = "recursive"
+    teacher_forcing: float = 0.5
+    encoder_length: int = 24
+    decoder_length: int = 24
+    stride: int = 24
+    features: tuple[str, ...] = ()
+    patience: int | None = 30
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaled:
+    """Any forecaster, its forecasts shifted and stretched to the mean and spread of the readings they are compared with.
+
+    For comparison with published figures only: it knows the answer's average.
+
+    Parameters
+    ----------
+    model : forecaster
+    """
+
+    model: _Forecaster
+
+    @property
+    def train_years(self) -> tuple[int, ...]:
+        return self.model.train_years
+
+    def forecast(self, block: Block, *, origins: IntArray, horizon: int) -> Forecast:
+        """The model's forecast, rescaled crystal by crystal; `block` must hold the true readings."""
+        made = self.model.forecast(block, origins=origins, horizon=horizon)
+        truth = block.transparency[:, made.row]
+        mean, mean_true = (a.mean(axis=(1, 2), keepdims=True) for a in (made.transparency, truth))
+        std, std_true = (a.std(axis=(1, 2), keepdims=True) for a in (made.transparency, truth))
+        stretch = np.divide(std_true, std, out=np.ones_like(std), where=std > 0)
+        return replace(made, model=made.model + LEAK_SUFFIX, transparency=mean_true + (made.transparency - mean) * stretch)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Scores of several models, and the models.
+
+    Parameters
+    ----------
+    result : BacktestResult
+    models : mapping of (row name, mode) to forecaster
+    default : mapping of mode to model name
+        What the row ``default`` is, in each mode.
+    fit_s : mapping of (row name, mode) to float [s]
+    """
+
+    result: BacktestResult
+    models: Mapping[tuple[str, str], _Forecaster]
+    default: Mapping[str, str]
+    fit_s: Mapping[tuple[str, str], float]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """As `BacktestResult.to_json_dict`, with ``default``; the fit times are those of each mode's own model."""
+        document = self.result.to_json_dict()
+        for row in document["mean"]:
+            row["fit_s"] = self.fit_s[row["model"].removesuffix("-last24"), row["mode"]]
+        return document | {"default": dict(self.default)}
+
+
+def resolve_name(name: str, *, mode: str) -> str:
+    """The model a name stands for in a mode: itself, or the default of the mode.
+
+    Raises
+    ------
+    ValueError
+        Not a model.
+    """
+    if name == "default":
+        return DEFAULT_MODEL[mode]
+    if name not in MODELS:
+        raise ValueError(f"model {name!r} is not one of default, {', '.join(MODELS)}")
+    return name
+
+
+def fit_named(
+    name: str,
+    history: TransparencyHistory,
+    *,
+    seed: int,
+    network: Network | None = None,
+    checkpoint_dir: Path | None = None,
+    tell: Tell | None = None,
+) -> Any:
+    """Fit the model of this name.
+
+    Parameters
+    ----------
+    name : str
+    history : TransparencyHistory
+        Training span.
+    seed : int
+    network : Network, optional
+        For ``lstm``; its defaults when left out.
+    checkpoint_dir : path, optional
+        Where a training that was stopped is taken up.
+    tell : function, optional
+
+    Returns
+    -------
+    forecaster
+    """
+    if name != "lstm":
+        if tell is not None:
+            tell(f"fit {name}", 0, 1)
+        made = fit_model(name, history, seed=seed)
+        if tell is not None:
+            tell(f"fit {name}", 1, 1)
+        return made
+    from calolife.transparency.seq2seq import fit_lstm  # loads torch
+
+    net = network or Network()
+    return fit_lstm(
+        history, seed=seed, hidden=net.hidden, epochs=net.epochs, strategy=net.strategy, teacher_forcing=net.teacher_forcing,
+        encoder_length=net.encoder_length, decoder_length=net.decoder_length, stride=net.stride, features=net.features,
+        patience=net.patience, device=net.device, checkpoint_dir=checkpoint_dir,
+        progress=None if tell is None else lambda e: tell(f"fit {name}", e.number, e.n_epochs),
+    )  # fmt: skip
+
+
+def compare_models(
+    names: Sequence[str],
+    history: TransparencyHistory,
+    *,
+    train_years: Iterable[int],
+    test_years: Iterable[int],
+    modes: Sequence[str],
+    seed: int = 0,
+    network: Network | None = None,
+    published_leak: bool = False,
+    checkpoint_dir: Path | None = None,
+    tell: Tell | None = None,
+) -> Comparison:
+    """Fit models on some years and score them on others.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Models, or ``default``: the default of each mode.
+    history : TransparencyHistory
+    train_years, test_years : iterable of int
+    modes : sequence of {"window", "free-run"}
+    seed : int
+    network : Network, optional
+    published_leak : bool
+        Add rows ``<name>-leak``: the ``lstm`` with the test year's scales, as published; any other model with its forecasts
+        rescaled to the test year's mean and spread.
+    checkpoint_dir : path, optional
+        Fitted networks are kept here, one folder a model, and taken up after a kill.
+    tell : function, optional
+
+    Returns
+    -------
+    Comparison
+
+    Raises
+    ------
+    ValueError
+        An unknown model, or what `backtest` refuses.
+    """
+    wanted = {(name, mode): resolve_name(name, mode=mode) for name in dict.fromkeys(names) for mode in modes}
+    test = tuple(test_years)
+    history.select(years=test)  # refused before any model is fitted, not after
+    training = history.select(years=train_years)
+    fitted: dict[str, _Forecaster] = {}
+    took: dict[str, float] = {}
+    for model in dict.fromkeys(wanted.values()):
+        started = time.perf_counter()
+        folder = None if checkpoint_dir is None else checkpoint_dir / model
+        fitted[model] = fit_named(model, training, seed=seed, network=network, checkpoint_dir=folder, tell=tell)
+        took[model] = time.perf_counter() - started
+    rows: dict[tuple[str, str], _Forecaster] = {}
+    for (name, mode), model in wanted.items():
+        rows[name, mode] = fitted[model]
+        if published_leak and model != "persistence":
+            rows[name + LEAK_SUFFIX, mode] = _leaky(model, fitted[model])
+    fit_s = {(name, mode): took[wanted[name.removesuffix(LEAK_SUFFIX), mode]] for name, mode in rows}
+    parts = []
+    for k, mode in enumerate(modes):
+        here = {name: row for (name, m), row in rows.items() if m == mode}
+        # a row called "default" holds another model in each mode, so modes are scored apart; the tasks of less than a
+        # week are a matter of the window model, the year-to-year one and the long horizons of the free-run model
+        result = backtest(
+            here, history, test_years=test, modes=[mode], fit_seconds={n: fit_s[n, mode] for n in here},
+            with_horizons=k == 0, allow_leak=published_leak, seed=seed,
+            progress=None if tell is None else lambda what: tell(f"score {what}", 0, 1),
+        )  # fmt: skip
+        tasks = tuple(t for t in result.tasks if (t.mode == "year-to-year") == (mode == "free-run") or len(modes) == 1)
+        parts.append(replace(result, tasks=tasks))
+    seconds: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.fit_seconds.items():
+            seconds[name] = max(value, seconds.get(name, 0.0))
+    joined = BacktestResult(
+        tuple(s for p in parts for s in p.scores), tuple(t for p in parts for t in p.tasks), parts[0].horizons, seconds
+    )  # fmt: skip
+    return Comparison(joined, rows, {mode: DEFAULT_MODEL[mode] for mode in modes}, fit_s)
+
+
+def _leaky(name: str, model: Any) -> _Forecaster:
+    if name != "lstm":
+        return Rescaled(model)
+    from calolife.transparency.seq2seq import LeakyLstm
+
+    return LeakyLstm(model)
+
+
+def score_published_table(
+    history: TransparencyHistory,
+    *,
+    train_years: Iterable[int],
+    years: Iterable[int],
+    network: Network,
+    seed: int = 0,
+    tell: Tell | None = None,
+) -> tuple[tuple[TableRow, ...], BacktestResult]:
+    """The published Table 1, with networks trained here beside it, leak and all, and our default model.
+
+    Parameters
+    ----------
+    history : TransparencyHistory
+    train_years, years : iterable of int
+    network : Network
+        Size and length of training; its strategy is replaced by each of the three.
+    seed : int
+    tell : function, optional
+
+    Returns
+    -------
+    tuple of TableRow, BacktestResult
+        The rows hold the leaky scores, as published; the result has the honest ones and the default's too.
+
+    Notes
+    -----
+    Model-S is one network per crystal, Model-R one network for all crystals given, which need not be a full ring.
+    """
+    wanted = tuple(years)
+    training = history.select(years=train_years)
+    results, cells = [], {}
+    n_done, n_all = 0, len(_STRATEGIES) * (1 + training.xtal_ids.size)
+
+    def score(models: Mapping[str, _Forecaster], part: TransparencyHistory) -> BacktestResult:
+        return backtest(
+            models, part, test_years=wanted, with_last24=False, with_tasks=False, with_horizons=False, allow_leak=True, seed=seed
+        )  # fmt: skip
+
+    for letter, strategy in _STRATEGIES.items():
+        settings = replace(network, strategy=strategy)
+        for layout in ("s", "r"):
+            name = f"lstm-{layout}-{letter.lower()}"
+            cells["Model-" + layout.upper(), letter] = name + LEAK_SUFFIX
+            groups = [[int(x)] for x in training.xtal_ids] if layout == "s" else [training.xtal_ids.tolist()]
+            made = []
+            for ids in groups:
+                if tell is not None:
+                    tell("networks", n_done, n_all)
+                model = fit_named("lstm", training.select(xtal_ids=ids), seed=seed, network=settings)
+                made.append(score({name: model, name + LEAK_SUFFIX: _leaky("lstm", model)}, history.select(xtal_ids=ids)))
+                n_done += 1
+            results.append(merge_results(made))
+    ours = compare_models(["default"], history, train_years=training.years, test_years=wanted, modes=("window", "free-run"), seed=seed)
+    results.append(replace(ours.result, tasks=(), horizons=()))
+    scores = tuple(s for r in results for s in r.scores)
+    joined = BacktestResult(scores, fit_seconds={name: value for r in results for name, value in r.fit_seconds.items()})
+    return published_table(joined, cells=cells, years=wanted), joined
+
+
+def scan_lengths(
+    history: TransparencyHistory,
+    lengths: Sequence[int],
+    *,
+    train_years: Iterable[int],
+    test_years: Iterable[int],
+    network: Network,
+    seed: int = 0,
+    tell: Tell | None = None,
+) -> dict[str, dict[int, float]]:
+    """Window error of the network against the length of its sequences, encoded and decoded.
+
+    Parameters
+    ----------
+    history : TransparencyHistory
+    lengths : sequence of int
+        Readings, L_E = L_D = stride.
+    train_years, test_years : iterable of int
+    network : Network
+    seed : int
+    tell : function, optional
+
+    Returns
+    -------
+    dict of series to {length: mean MAPE [%]}
+        One series per test year. Windows of 24 readings as everywhere, but from the longest length on, so that every
+        length forecasts the same readings.
+
+    Raises
+    ------
+    ValueError
+        A length below 2, or a year too short for the longest.
+    """
+    if not lengths or min(lengths) < 2:
+        raise ValueError(f"lengths {', '.join(map(str, lengths)) or '(none)'}: give two readings or more, such as 6,12,24")
+    training = history.select(years=train_years)
+    tested = history.select(years=test_years)
+    first = _WINDOW * -(-max(*lengths, _WINDOW) // _WINDOW)
+    found: dict[str, dict[int, float]] = {str(year): {} for year in tested.years}
+    for k, length in enumerate(lengths):
+        if tell is not None:
+            tell("lengths", k, len(lengths))
+        settings = replace(network, encoder_length=length, decoder_length=length, stride=length)
+        model = fit_named("lstm", training, seed=seed, network=settings)
+        for year in tested.years:
+            values = []
+            for block in tested.of_year(year):
+                origins = _WINDOW * np.arange(1, window_count(block.n_readings) + 1)
+                origins = origins[origins >= first]
+                if not origins.size:
+                    raise ValueError(f"{block.n_readings} readings in {year} are too few for a length of {max(lengths)}; leave it out")
+                made = model.forecast(block, origins=origins, horizon=_WINDOW)
+                truth = block.transparency[:, made.row]
+                values += [mape_percent(made.transparency[c], truth[c]) for c in range(block.n_crystals)]
+            found[str(year)][length] = float(np.mean(values))
+    return found
