@@ -307,3 +307,28 @@ def test_a_damaged_truth_says_so(tmp_path):
     (tmp_path / "truth" / "common_mode.parquet").write_bytes(b"PAR1")
     with pytest.raises(FileFormatError, match=r"is damaged .*; simulate the dataset again"):
         read_truth(tmp_path)
+
+
+def test_the_command_writes_the_same_history_and_its_truth(tmp_path, capsys):
+    import json
+
+    from calolife.cli import main
+    from calolife.storage import read_history
+
+    out = tmp_path / "toy"
+    options = ["--crystals", "12", "--years", "1", "--seed", "3", "--json", "--quiet"]
+    assert main(["transparency", "simulate", "--out", str(out), *options]) == 0
+    made = json.loads(capsys.readouterr().out)
+    history, truth = simulate_history(n_crystals=12, n_years=1, seed=3)
+    assert made["n_readings"] == history.n_readings
+    same_blocks(read_history(out), history)
+    np.testing.assert_array_equal(read_truth(out).a_per_ifb, truth.a_per_ifb)
+
+
+def test_the_command_refuses_a_ring_that_is_not_there_and_leaves_nothing(tmp_path, capsys):
+    from calolife.cli import main
+
+    out = tmp_path / "toy"
+    assert main(["transparency", "simulate", "--crystals", "3", "--ring", "125", "--out", str(out)]) == 2
+    assert "no ring has ieta 125" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

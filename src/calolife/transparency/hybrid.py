@@ -96,7 +96,8 @@ class Hybrid:
                 if k < len(self.weights) - 1:
                     y = np.where(y > 0, y, np.expm1(np.minimum(y, 0)))  # ELU
             total += y[:, 0]
-        return (total / (n_net * _UNIT)).astype(np.float64).reshape(features.shape[:-1])
+        mean: FloatArray = (total / (n_net * _UNIT)).astype(np.float64)
+        return mean.reshape(features.shape[:-1])
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and JSON-able rest, for storage."""

@@ -9,7 +9,8 @@ component that describes the training span about equally well and averages over 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -136,7 +137,8 @@ def nonnegative_least_squares(gram: FloatArray, moment: FloatArray) -> FloatArra
     best = value.argmin(axis=0)
     found = np.take_along_axis(x, best[None, ..., None], axis=0)[0]
     is_damage = np.take_along_axis(value, best[None], axis=0)[0] < 0
-    return np.where(is_damage[..., None], found, 0.0) / scale
+    kept: FloatArray = np.where(is_damage[..., None], found, 0.0) / scale
+    return kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +149,7 @@ class _Strand:
     xtal_id: IntArray  # (crystal,)
     time_s: FloatArray  # (reading,)
     lumi_ifb: FloatArray  # (reading,)
-    period: IntArray  # (reading,) index of the year
+    year: IntArray  # (reading,)
     log_r: FloatArray  # (crystal, reading)
 
     def thinned(self, step: int, most: int) -> _Strand:
@@ -156,14 +158,14 @@ class _Strand:
         lumi = np.add.reduceat(self.lumi_ifb, rows)
         crystal = np.unique(np.linspace(0, self.xtal_id.size - 1, most).astype(int))
         return replace(
-            self, time_s=self.time_s[rows], lumi_ifb=lumi, period=self.period[rows],
+            self, time_s=self.time_s[rows], lumi_ifb=lumi, year=self.year[rows],
             xtal_id=self.xtal_id[crystal], log_r=self.log_r[crystal][:, rows],
         )  # fmt: skip
 
     def until(self, time_s: float) -> _Strand:
         n = int(np.searchsorted(self.time_s, time_s))
         return replace(
-            self, time_s=self.time_s[:n], lumi_ifb=self.lumi_ifb[:n], period=self.period[:n], log_r=self.log_r[:, :n]
+            self, time_s=self.time_s[:n], lumi_ifb=self.lumi_ifb[:n], year=self.year[:n], log_r=self.log_r[:, :n]
         )  # fmt: skip
 
 
@@ -190,7 +192,7 @@ def _strands(history: TransparencyHistory) -> list[_Strand]:
                 xtal_id=blocks[0].xtal_id[columns[0]],
                 time_s=np.concatenate([b.time_s for b in blocks]),
                 lumi_ifb=np.concatenate(lumi),
-                period=np.repeat(np.arange(len(blocks)), [b.n_readings for b in blocks]),
+                year=np.repeat([b.year for b in blocks], [b.n_readings for b in blocks]),
                 log_r=np.concatenate([np.log(b.transparency[c]) for b, c in zip(blocks, columns, strict=True)], axis=1),
             )
         )
@@ -198,9 +200,9 @@ def _strands(history: TransparencyHistory) -> list[_Strand]:
 
 
 def _amplitudes(F: FloatArray, strand: _Strand, *, n_pass: int = 3) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Amplitudes (crystal, component) >= 0, ln R0 (crystal, period) and residuals (crystal, reading), least |.| by reweighting."""
-    n_crystal, n_period = strand.log_r.shape[0], int(strand.period[-1]) + 1
-    starts = np.searchsorted(strand.period, np.arange(n_period))
+    """Amplitudes (crystal, component) >= 0, ln R0 (crystal, year) and residuals (crystal, reading), least |.| by reweighting."""
+    n_crystal = strand.log_r.shape[0]
+    _, starts, period = np.unique(strand.year, return_index=True, return_inverse=True)
     weight = np.ones_like(strand.log_r)
     products = F[:, None, :] * F[None, :, :]
     n_component = F.shape[0]
@@ -208,13 +210,13 @@ def _amplitudes(F: FloatArray, strand: _Strand, *, n_pass: int = 3) -> tuple[Flo
         # the free ln R0 of each year drops out by centring on the weighted mean of that year
         total = np.add.reduceat(weight, starts, axis=1)
         mean_y = np.add.reduceat(weight * strand.log_r, starts, axis=1) / total
-        mean_F = np.stack([np.add.reduceat(weight * f, starts, axis=1) / total for f in F])  # (component, crystal, period)
+        mean_F = np.stack([np.add.reduceat(weight * f, starts, axis=1) / total for f in F])  # (component, crystal, year)
         gram = (weight @ products.reshape(-1, F.shape[1]).T).reshape(n_crystal, n_component, n_component)
         gram = gram - np.einsum("cp,icp,jcp->cij", total, mean_F, mean_F)
         moment = -((weight * strand.log_r) @ F.T) + np.einsum("cp,icp,cp->ci", total, mean_F, mean_y)
         a = nonnegative_least_squares(gram, moment)
         log_r0 = mean_y + np.einsum("ci,icp->cp", a, mean_F)
-        residual = strand.log_r - (log_r0[:, strand.period] - a @ F)
+        residual = strand.log_r - (log_r0[:, period] - a @ F)
         weight = 1.0 / np.maximum(np.abs(residual), _MIN_RESIDUAL)
     return a, log_r0, residual
 
@@ -261,6 +263,44 @@ def _n_independent(residual: FloatArray) -> float:
     return float(n / (1 + 2 * acf[1:last].sum()))
 
 
+def _log_error(strands: list[_Strand], scale: FloatArray, log_tau_b: FloatArray) -> FloatArray:
+    """Standard errors of ln tau and ln b, (2, component), amplitudes and ln R0 left free.
+
+    Notes
+    -----
+    Sandwich formula of an M-estimator with psi = r/max(|r|, floor), n/n_independent for correlated noise. Derivatives
+    are taken of the residuals after the amplitudes are fitted again, so what they can absorb does not count.
+    """
+
+    def residual(p: FloatArray) -> list[FloatArray]:
+        tau, b = np.exp(p)
+        return [
+            _amplitudes(occupancy(s.time_s, s.lumi_ifb, tau_d=tau, b_per_ifb=b * d), s)[2] for s, d in zip(strands, scale, strict=True)
+        ]
+
+    here = residual(log_tau_b)
+    r = np.concatenate([x.ravel() for x in here])
+    n_independent = sum(_n_independent(x) for x in here)
+    n_reading = sum(x.shape[1] for x in here)
+    columns = []
+    step = 0.05  # chosen: residuals move by less than the noise, rounding by far less
+    for k in range(log_tau_b.size):
+        move = np.zeros(log_tau_b.size)
+        move[k] = step
+        up, down = (residual(log_tau_b + sign * move.reshape(log_tau_b.shape)) for sign in (1, -1))
+        columns.append(np.concatenate([(u - d).ravel() for u, d in zip(up, down, strict=True)]) / (2 * step))
+    J = np.stack(columns)
+    psi2 = np.mean((r / np.maximum(np.abs(r), _MIN_RESIDUAL)) ** 2)
+    slope = np.mean(np.abs(r) < _MIN_RESIDUAL) / _MIN_RESIDUAL
+    information = J @ J.T
+    determined = np.diag(information) > 1e-6 * np.diag(information).max()
+    variance = np.full(log_tau_b.size, np.inf)
+    inverse = np.linalg.pinv(information[np.ix_(determined, determined)], hermitian=True)
+    variance[determined] = np.diag(inverse) * psi2 / max(slope, 1e-12) ** 2 * n_reading / n_independent
+    error: FloatArray = np.sqrt(variance)
+    return error.reshape(log_tau_b.shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Kinetics:
     """Colour-centre kinetics fitted to a training span; `fit_kinetics` makes it.
@@ -274,15 +314,19 @@ class Kinetics:
         Hypotheses agree with the training span about equally well; the first is the best.
     weight : float array, (hypothesis,)
         Sums to 1.
+    log_error : float array, (2, component)
+        Standard error of ln tau and of ln b, best hypothesis; inf where the span does not determine them.
     ring_ieta : int array, (ring,)
     ring_scale : float array, (ring,)
         Dose per luminosity of each ring, multiplying b.
     xtal_id, ieta : int array, (crystal,)
         Crystals of the training span, sorted by xtal_id.
     amplitude : float array, (hypothesis, crystal, component) [fb]
+    start_occupancy : float array, (year, hypothesis, crystal, component) [1/fb]
+        State at the first reading of each training year.
     end_occupancy : float array, (hypothesis, crystal, component) [1/fb]
     end_time_s : float array, (crystal,) [s]
-        State at the last reading of the training span.
+        State at the last reading of the training span, and when that was.
     settings : float array, (8,)
         Of the state filter, see `statefilter.SETTINGS`.
     """
@@ -294,11 +338,13 @@ class Kinetics:
     tau_d: FloatArray
     b_per_ifb: FloatArray
     weight: FloatArray
+    log_error: FloatArray
     ring_ieta: IntArray
     ring_scale: FloatArray
     xtal_id: IntArray
     ieta: IntArray
     amplitude: FloatArray
+    start_occupancy: FloatArray
     end_occupancy: FloatArray
     end_time_s: FloatArray
     settings: FloatArray
@@ -384,23 +430,29 @@ class Kinetics:
         """Amplitude and occupancy at the block's first reading, (hypothesis, crystal, component) each."""
         at = np.minimum(np.searchsorted(self.xtal_id, block.xtal_id), self.xtal_id.size - 1)
         known = self.xtal_id[at] == block.xtal_id
-        amplitude, end, end_time = self.amplitude[:, at].copy(), self.end_occupancy[:, at].copy(), self.end_time_s[at].copy()
+        amplitude, end_time = self.amplitude[:, at].copy(), self.end_time_s[at].copy()
+        is_training = block.year in self.train_years
+        held = self.start_occupancy[self.train_years.index(block.year)] if is_training else self.end_occupancy
+        state = held[:, at].copy()
         for c in np.flatnonzero(~known):
             like = self.ieta == block.ieta[c]
             if not like.any():
                 like = np.ones_like(like)
             amplitude[:, c] = self.amplitude[:, like].mean(axis=1)
-            end[:, c] = self.end_occupancy[:, like].mean(axis=1)
+            state[:, c] = held[:, like].mean(axis=1)
             end_time[c] = self.end_time_s[like].mean()
+        if is_training:
+            return amplitude, state
+        # what was delivered between the training span and this year is not known here: recovery alone. A year before
+        # the training span starts unirradiated, as the fit of that span did.
         gap_d = (block.time_s[0] - end_time) / _DAY_S
-        # a block that began before the training span ended starts unirradiated, as the fit of that span did
-        left = np.where(gap_d >= 0, np.exp(-np.maximum(gap_d, 0) / self.tau_d[:, None, :].swapaxes(1, 2)), 0.0)
-        return amplitude, end * left.swapaxes(1, 2)
+        left = np.where(gap_d[:, None] >= 0, np.exp(-np.maximum(gap_d, 0)[:, None] / self.tau_d[:, None, :]), 0.0)
+        return amplitude, state * left
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and JSON-able rest, for storage."""
-        names = ("tau_d", "b_per_ifb", "weight", "ring_ieta", "ring_scale", "xtal_id", "ieta", "amplitude", "end_occupancy", "end_time_s", "settings")  # fmt: skip
-        return {n: getattr(self, n) for n in names} | self.interval.state(), {"train_years": list(self.train_years)}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("train_years", "interval")}
+        return own | self.interval.state(), {"train_years": list(self.train_years)}
 
     @classmethod
     def from_state(cls, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> Kinetics:
@@ -563,18 +615,22 @@ def _fit(strands: list[_Strand], years: tuple[int, ...], *, seed: int, slow_b: t
     else:
         ring_scale = np.array([_ring_scale([by_ring[r][0].thinned(thin, 4)], tau_b[0]) for r in rings])
     settings = _tune(sample, thin, seed=seed)
-    xtal, ieta, amplitude, end, end_time = [], [], [], [], []
+    xtal, ieta, amplitude, first, end, end_time = [], [], [], [], [], []
     for strand in strands:
         s = ring_scale[rings.index(strand.ieta)]
         coarse = strand.thinned(thin, strand.xtal_id.size)
-        a, last = [], []
+        # a strand may lack a year: its crystals' state there is that of the year's nearest reading
+        begins = np.minimum(np.searchsorted(coarse.year, years), coarse.time_s.size - 1)
+        a, begin, last = [], [], []
         for tau, b in tau_b:
             F = occupancy(coarse.time_s, coarse.lumi_ifb, tau_d=tau, b_per_ifb=b * s)
             a.append(_amplitudes(F, coarse)[0])
+            begin.append(np.broadcast_to(F[:, begins].T[:, None, :], (len(years), *a[-1].shape)))
             last.append(np.broadcast_to(F[:, -1], a[-1].shape))
         xtal.append(strand.xtal_id)
         ieta.append(np.full(strand.xtal_id.size, strand.ieta))
         amplitude.append(np.array(a))
+        first.append(np.array(begin).swapaxes(0, 1))
         end.append(np.array(last))
         end_time.append(np.full(strand.xtal_id.size, coarse.time_s[-1]))
     xtal_id = np.concatenate(xtal)
@@ -582,6 +638,7 @@ def _fit(strands: list[_Strand], years: tuple[int, ...], *, seed: int, slow_b: t
     return Kinetics(
         train_years=years, interval=IntervalTable.unknown(), tau_d=tau_b[:, 0], b_per_ifb=tau_b[:, 1], weight=weight,
         ring_ieta=np.array(rings), ring_scale=ring_scale, xtal_id=xtal_id[by_id], ieta=np.concatenate(ieta)[by_id],
+        log_error=_log_error(small, scale, np.log(tau_b[0])), start_occupancy=np.concatenate(first, axis=2)[:, :, by_id],
         amplitude=np.concatenate(amplitude, axis=1)[:, by_id], end_occupancy=np.concatenate(end, axis=1)[:, by_id],
         end_time_s=np.concatenate(end_time)[by_id], settings=settings,
     )  # fmt: skip
@@ -592,7 +649,7 @@ def _tune(sample: list[_Strand], thin: int, *, seed: int) -> FloatArray:
     inputs = []
     times = np.concatenate([s.time_s for s in sample])
     cuts = np.quantile(times, [0.35, 0.55, 0.75, 1.0])
-    for t0, t1 in zip(cuts[:-1], cuts[1:], strict=True):
+    for t0, t1 in pairwise(cuts):
         part = [s for s in _cut(sample, t0) if s.time_s.size >= 120 and s.lumi_ifb[:-1].sum() > 0][:3]
         if not part:
             continue
@@ -603,7 +660,7 @@ def _tune(sample: list[_Strand], thin: int, *, seed: int) -> FloatArray:
             a = _amplitudes(occupancy(head.time_s, head.lumi_ifb, tau_d=tau_b[0], b_per_ifb=tau_b[1] * s), head)[0]
             few = replace(whole.until(t1), xtal_id=head.xtal_id)
             keep = np.isin(whole.xtal_id, head.xtal_id)
-            last_year = few.period == few.period[-1]
+            last_year = few.year == few.year[-1]
             F = occupancy(few.time_s, few.lumi_ifb, tau_d=tau_b[0], b_per_ifb=tau_b[1] * s)[:, last_year]
             residual = few.log_r[keep][:, last_year] + a @ F
             first = max(24, int(np.searchsorted(few.time_s[last_year], t0)))

@@ -57,22 +57,28 @@ def extend_kinetics(model: Kinetics, history: TransparencyHistory) -> Kinetics:
     stacks: dict[tuple[int, ...], list[int]] = {}
     coarse = [s.thinned(thin, s.xtal_id.size) for s in strands]
     for k, c in enumerate(coarse):
-        starts = np.searchsorted(c.period, np.arange(int(c.period[-1]) + 1)).tolist()
+        starts = np.unique(c.year, return_index=True)[1].tolist()
         stacks.setdefault((*c.log_r.shape, *starts), []).append(k)
     amplitude: dict[int, FloatArray] = {}
+    begin: dict[int, FloatArray] = {}
     end: dict[int, FloatArray] = {}
     for (_, _, *starts), members in stacks.items():
         log_r = np.stack([coarse[k].log_r for k in members])
-        a, last = np.empty((n_hypothesis, *log_r.shape[:2], model.tau_d.shape[1])), []
+        a, first, last = np.empty((n_hypothesis, *log_r.shape[:2], model.tau_d.shape[1])), [], []
+        # a strand may lack a year: its crystals' state there is that of the nearest reading
+        begins = np.array([np.minimum(np.searchsorted(coarse[k].year, history.years), log_r.shape[2] - 1) for k in members])
         dose = [scale[np.searchsorted(rings, coarse[k].ieta)] for k in members]
         grids = [(coarse[k].time_s, coarse[k].lumi_ifb) for k in members]
         for h in range(n_hypothesis):
             tau, b = model.tau_d[h], model.b_per_ifb[h]
             F = np.stack([occupancy(t, lumi, tau_d=tau, b_per_ifb=b * d) for (t, lumi), d in zip(grids, dose, strict=True)])
             a[h] = _stacked_amplitudes(F, log_r, starts)
+            first.append(np.take_along_axis(F, begins[:, None, :], axis=2))  # (strand, component, year)
             last.append(F[:, :, -1])
         for i, k in enumerate(members):
             amplitude[k] = a[:, i]
+            at_start = np.array(first)[:, i].transpose(2, 0, 1)[:, :, None]  # (year, hypothesis, 1, component)
+            begin[k] = np.broadcast_to(at_start, (len(history.years), *a[:, i].shape))
             end[k] = np.broadcast_to(np.array(last)[:, i, None], a[:, i].shape)
     order = range(len(strands))
     xtal_id = np.concatenate([s.xtal_id for s in strands])
@@ -81,6 +87,7 @@ def extend_kinetics(model: Kinetics, history: TransparencyHistory) -> Kinetics:
         model, train_years=history.years, ring_ieta=rings, ring_scale=scale, xtal_id=xtal_id[by_id],
         ieta=np.concatenate([np.full(s.xtal_id.size, s.ieta) for s in strands])[by_id],
         amplitude=np.concatenate([amplitude[k] for k in order], axis=1)[:, by_id],
+        start_occupancy=np.concatenate([begin[k] for k in order], axis=2)[:, :, by_id],
         end_occupancy=np.concatenate([end[k] for k in order], axis=1)[:, by_id],
         end_time_s=np.concatenate([np.full(c.xtal_id.size, c.time_s[-1]) for c in coarse])[by_id],
     )  # fmt: skip

@@ -113,8 +113,8 @@ def filter_forecast(
     x = np.zeros((n_block, n_crystal, d))
     x[:, :, 0] = y[0]
     noise2 = noise**2
-    seen = known.any(axis=2)
-    all_known = known.all(axis=2)
+    seen = np.any(known, axis=2)
+    is_complete = np.all(known, axis=(1, 2))
     # a crystal missing where its neighbours were read keeps its state; the shared gain is then slightly too small for it
     states: list[dict[int, FloatArray]] = [{} for _ in inputs]
     wanted: dict[int, list[int]] = {}
@@ -137,9 +137,9 @@ def filter_forecast(
         innovation = y[step] - (x @ h[:, :, None])[:, :, 0]
         limit = (clip * np.sqrt(S))[:, None]
         innovation = np.minimum(np.maximum(innovation, -limit), limit)
-        if not all_known[step].all():
+        if not is_complete[step]:
             innovation = innovation * known[step]
-            K = K * seen[step][:, None]
+            K = K * seen[step, :, None]
         x += innovation[:, :, None] * K[:, None, :]
         P -= K[:, :, None] * PH[:, None, :]
         for k in wanted.get(step, ()):
