@@ -56,7 +56,7 @@ def score_rings(job: tuple[Any, Path, list[int]]) -> tuple[np.ndarray, float, in
     """MAPE of each crystal [%], and readings inside the 95 % interval, of all."""
     from calolife.storage import read_history
     from calolife.transparency.backtest import window_count
-    from calolife.transparency.ringwise import extend_kinetics, forecast_blocks
+    from calolife.transparency.kinetics import extend_kinetics, forecast_blocks
 
     model, folder, rings = job
     history = read_history(folder, ieta=rings)

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from calolife.transparency.centres import occupancy
 from calolife.transparency.history import Block, FloatArray, Forecast, IntArray, TransparencyHistory
 from calolife.transparency.intervals import IntervalTable, interval_table
-from calolife.transparency.kinetics import Kinetics, check_origins, fit_with_probe, occupancy, sample_history
+from calolife.transparency.kinetics import Kinetics, check_origins, fit_with_probe, sample_history
 from calolife.transparency.statefilter import FilterInput, filter_forecast
 
 __all__ = ["Hybrid", "fit_hybrid"]

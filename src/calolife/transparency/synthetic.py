@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from calolife.transparency.centres import occupancy
 from calolife.transparency.crystals import N_REGIONS, Crystals, detector_crystals, ring_eta, select_crystals
 from calolife.transparency.history import FLAG_LASER_FLIP, FLAG_PRE_BEAM_STEP, Block, FloatArray, IntArray, TransparencyHistory
-from calolife.transparency.kinetics import occupancy
 from calolife.transparency.schedule import LumiSchedule, beam_period, lhc_year, lumi_between
 from calolife.transparency.truth import SyntheticTruth, merge_truths
 
