@@ -144,7 +144,11 @@ def test_last24_rows_show_24_readings_before_each_window() -> None:
     model = Offset(1.0, [])
     history = TransparencyHistory((noise_block(2017, 120),))
     made = backtest({"m": model}, history, test_years=[2017], modes=["window"], with_tasks=False, with_horizons=False)
-    assert [block.n_readings for block, _, _ in model.shown[1:]] == [48] * 4
+    for block, (origin,), _ in model.shown[1:]:
+        known = np.flatnonzero(np.isfinite(block.transparency).all(axis=0))
+        assert known.tolist() == list(range(origin - 24, origin))
+        assert block.n_readings == origin + 24  # times and luminosities of the whole year so far stay known
+    assert len(model.shown[1:]) == 4
     assert made.score("m-last24", "window", 2017).mape_percent[0] == pytest.approx(
         made.score("m", "window", 2017).mape_percent[0], rel=1e-12
     )

@@ -346,14 +346,16 @@ def _scored(name: str, mode: str, model: _Forecaster, block: Block, runs: _Runs,
 
 
 def _scored_last24(name: str, model: _Forecaster, block: Block, *, seed: int) -> Score:
-    """Window mode, but each window comes as a year of its own that starts 24 readings before it."""
+    """Window mode with every reading older than the last 24 hidden; times and luminosities of the year stay known."""
     ((origins, _, is_target),) = _mode_runs("window", block)
     units, seconds = [], 0.0
     for w, origin in enumerate(origins):
-        cut = block.readings(int(origin) - WINDOW, int(origin) + WINDOW)
-        for _, made, took in _forecasts(name, model, cut, np.array([WINDOW]), WINDOW):
+        seen = block.transparency[:, : int(origin) + WINDOW].copy()
+        seen[:, : int(origin) - WINDOW] = np.nan
+        part = replace(block.readings(0, int(origin) + WINDOW), transparency=seen)
+        for _, made, took in _forecasts(name, model, part, np.array([int(origin)]), WINDOW):
             seconds += took
-            units.append(_units(cut, made, is_target[w : w + 1], unit=None))
+            units.append(_units(part, made, is_target[w : w + 1], unit=None))
     return _score(f"{name}-last24", "window", model, block, units, n_windows=origins.size, seconds=seconds, seed=seed)
 
 
