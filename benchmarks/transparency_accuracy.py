@@ -37,7 +37,8 @@ def verdicts(rows: list[dict], fit_s: dict[str, float]) -> list[dict]:
         if (row := cell.get(("default", mode, year))) is None:
             continue
         reached = row["mape_percent"]
-        made.append({"what": f"{mode} {year} MAPE [%]", "reached": reached, "gate": gate, "aim": AIMS[mode, year], "met": reached <= gate})
+        aim = AIMS[mode, year]
+        made.append({"what": f"{mode} {year} MAPE [%]", "reached": reached, "gate": gate, "aim": aim, "met": reached <= gate})
         low, high = (0.90, 0.99) if mode == "window" else (0.85, 1.0)
         covered = row["coverage95"]
         made.append({"what": f"{mode} {year} coverage of 95 %", "reached": covered, "gate": [low, high], "met": low <= covered <= high})
@@ -71,7 +72,8 @@ def main() -> int:
     targets = verdicts(document["mean"], fit_s)
     result = {
         "what": "mean MAPE [%] over crystals, fitted to the training years only",
-        "crystals": [int(x) for x in history.xtal_ids], "train": options.train, "network": {"hidden": options.hidden, "epochs": options.epochs},
+        "crystals": [int(x) for x in history.xtal_ids], "train": options.train,
+        "network": {"hidden": options.hidden, "epochs": options.epochs},
         "machine": {
             "cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version(), "numpy": np.__version__,
             "torch": torch.__version__, "torch_threads": torch.get_num_threads(),
@@ -83,7 +85,8 @@ def main() -> int:
     for row in sorted(document["mean"], key=lambda r: (r["mode"], r["year"], r["mape_percent"])):
         print(f"{row['mode']:9s} {row['year']} {row['model']:18s} {row['mape_percent']:7.3f}")
     for t in targets:
-        print(f"{'met   ' if t['met'] else 'MISSED'} {t['what']}: {t['reached']:.4g} (gate {t['gate']}{', aim ' + str(t['aim']) if 'aim' in t else ''})")
+        aim = f", aim {t['aim']}" if "aim" in t else ""
+        print(f"{'met   ' if t['met'] else 'MISSED'} {t['what']}: {t['reached']:.4g} (gate {t['gate']}{aim})")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0 if all(t["met"] for t in targets) else 1

@@ -53,7 +53,8 @@ def inside_span(names: list[str], history: TransparencyHistory, seed: int) -> li
                 stop = int(np.searchsorted(block.time_s, end))
                 near = score(model, block.readings(0, stop), first)
                 far = score(model, block, first)
-                rows.append({"where": f"{cut:.0%} of span", "model": name, "fit_s": took, "window": near["window"], "free-run": far["free-run"]})
+                errors = {"window": near["window"], "free-run": far["free-run"]}
+                rows.append({"where": f"{cut:.0%} of span", "model": name, "fit_s": took} | errors)
                 print(rows[-1], flush=True)
     return rows
 
@@ -95,7 +96,7 @@ def main() -> None:
     best = {"window": min(mean["span"]["window"], key=mean["span"]["window"].get)}
     if synthetic:
         best["free-run"] = min(mean["synthetic"]["free-run"], key=mean["synthetic"]["free-run"].get)
-    result = {"train": options.train, "mean_mape_percent": mean, "best": best, "rows": span + synthetic, "machine": platform.processor() or platform.machine()}
+    result = {"train": options.train, "mean_mape_percent": mean, "best": best, "rows": span + synthetic, "machine": platform.platform()}
     print(json.dumps({"mean_mape_percent": mean, "best": best}, indent=2))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

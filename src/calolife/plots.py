@@ -208,7 +208,8 @@ def plot_horizon(horizons: Sequence[HorizonScore], *, ax: Axes | None = None) ->
     ax.set_xlabel("Horizon $t - t_0$")
     ax.set_ylabel("MAPE [%]")
     ax.grid(alpha=0.25)
-    ax.legend(frameon=False, ncols=2 if len(years) > 1 else 1)
+    # beside the axes: with several models and years the curves leave no corner free
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0.0)
     return ax
 
 

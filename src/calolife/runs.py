@@ -29,7 +29,7 @@ __all__ = ["Metric", "Run", "StoredRun", "log", "new_run", "read_run", "write_js
 
 _RECORDS = ("config.json", "metrics.json", "provenance.json")
 _HASHED_BYTES = 1 << 30  # chosen: a larger input is recorded by its files' names and sizes, not read again
-_PACKAGES = ("calolife", "numpy", "scipy", "torch", "polars", "pyarrow", "lightgbm", "matplotlib")
+_PACKAGES = ("calolife", "numpy", "scipy", "torch", "polars", "pyarrow", "matplotlib")
 
 
 @dataclass(frozen=True)

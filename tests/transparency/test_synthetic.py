@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from calolife.errors import FileFormatError
+from calolife.transparency.centres import occupancy
 from calolife.transparency.crystals import detector_crystals, ring_eta, select_crystals
 from calolife.transparency.history import FLAG_LASER_FLIP, FLAG_PRE_BEAM_STEP
-from calolife.transparency.centres import occupancy
 from calolife.transparency.schedule import LumiSchedule, lhc_year
 from calolife.transparency.synthetic import (
     MEASURED_NOISE,

@@ -297,8 +297,7 @@ def fit_with_probe(history: TransparencyHistory, *, seed: int = 0) -> tuple[Kine
         raise ValueError("no luminosity in the training span; damage cannot be learned without it")
     strands = chain_strands(history)
     split = time_at_fraction(history, 0.6)
-    # a coarser grid: the probe only has to err like the model
-    probe = _fit(cut_strands(strands, split), history.years, seed=seed, slow_b=_SLOW_B[1::2])
+    probe = _fit(cut_strands(strands, split), history.years, seed=seed)
     table = interval_table(probe, sample_history(history), start_s=split)
     return replace(_fit(strands, history.years, seed=seed), interval=table), probe, split
 
@@ -313,7 +312,7 @@ def sample_history(history: TransparencyHistory, *, most: int = 8) -> Transparen
     return TransparencyHistory(tuple(b.crystals(_spaced(b.n_crystals, 20)) for b in picked))
 
 
-def _fit(strands: list[Strand], years: tuple[int, ...], *, seed: int, slow_b: tuple[float, ...] = _SLOW_B) -> Kinetics:
+def _fit(strands: list[Strand], years: tuple[int, ...], *, seed: int) -> Kinetics:
     """The fit without intervals."""
     thin = max(1, max(s.time_s.size for s in strands) // _N_READING)
     by_ring: dict[int, list[Strand]] = {}
@@ -325,7 +324,7 @@ def _fit(strands: list[Strand], years: tuple[int, ...], *, seed: int, slow_b: tu
     best, scale, best_loss = fit_shared(small)
     hypotheses, losses = [best], [best_loss]
     for tau in _SLOW_TAU_D:
-        for b in slow_b:
+        for b in _SLOW_B:
             found, loss = search_shared(small, scale, best, slow=(tau, b), n_try=160)
             hypotheses.append(found)
             losses.append(loss)
@@ -341,8 +340,9 @@ def _fit(strands: list[Strand], years: tuple[int, ...], *, seed: int, slow_b: tu
         train_years=years, interval=IntervalTable.unknown(), tau_d=tau_b[:, 0], b_per_ifb=tau_b[:, 1], weight=weight,
         log_error=log_errors(small, scale, np.log(tau_b[0])), settings=_tune(sample, thin, seed=seed),
         # one ring is its own reference
-        ring_ieta=np.array(rings[:1]) if len(rings) == 1 else none.astype(np.int64), ring_scale=np.ones(1) if len(rings) == 1 else none,
-        xtal_id=none.astype(np.int64), ieta=none.astype(np.int64), amplitude=none, start_occupancy=none, end_occupancy=none, end_time_s=none,
+        ring_ieta=np.array(rings if len(rings) == 1 else [], dtype=np.int64), ring_scale=np.ones(len(rings) == 1),
+        xtal_id=none.astype(np.int64), ieta=none.astype(np.int64),
+        amplitude=none, start_occupancy=none, end_occupancy=none, end_time_s=none,
     )  # fmt: skip
     return _with_crystals(shared, strands, years)
 
