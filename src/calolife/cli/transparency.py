@@ -118,6 +118,7 @@ def train(
             "half95_6h": Metric(100 * float(half[0]), math.nan, "%", n),
             "half95_30d": Metric(100 * float(half[1]), math.nan, "%", n),
         }
+        metrics |= _centres(made)
         write_metrics(run, metrics)
         _drop_checkpoint(checkpoint)
     if as_json:
@@ -126,6 +127,21 @@ def train(
         )
         return
     print(f"{name} fitted to {n} readings of {history.xtal_ids.size} crystals in {', '.join(map(str, years))}: {seconds:.1f} s, in {out}")
+
+
+def _centres(made: Any) -> dict[str, Metric]:
+    """tau and b of a model's colour centres, with errors; nothing for a model without."""
+    from calolife.runs import Metric
+
+    kinetics = getattr(made, "kinetics", made)
+    if not hasattr(kinetics, "tau_d"):
+        return {}
+    n = kinetics.xtal_id.size
+    found = {}
+    for j, (tau, b) in enumerate(zip(kinetics.tau_d[0], kinetics.b_per_ifb[0], strict=True)):
+        found[f"tau_{j + 1}"] = Metric(float(tau), float(tau * kinetics.log_error[0, j]), "d", n)
+        found[f"b_{j + 1}"] = Metric(float(b), float(b * kinetics.log_error[1, j]), "fb", n)
+    return found
 
 
 def forecast(

@@ -340,7 +340,7 @@ def _fit(strands: list[Strand], years: tuple[int, ...], *, seed: int) -> Kinetic
         train_years=years, interval=IntervalTable.unknown(), tau_d=tau_b[:, 0], b_per_ifb=tau_b[:, 1], weight=weight,
         log_error=log_errors(small, scale, np.log(tau_b[0])), settings=_tune(sample, thin, seed=seed),
         # one ring is its own reference
-        ring_ieta=np.array(rings if len(rings) == 1 else [], dtype=np.int64), ring_scale=np.ones(len(rings) == 1),
+        ring_ieta=np.array(rings if len(rings) == 1 else [], dtype=np.int64), ring_scale=np.ones(int(len(rings) == 1)),
         xtal_id=none.astype(np.int64), ieta=none.astype(np.int64),
         amplitude=none, start_occupancy=none, end_occupancy=none, end_time_s=none,
     )  # fmt: skip
