@@ -43,8 +43,18 @@ def kinetics(years):
     return fit_kinetics(years.select(years=years.years[:1]))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_examples():
+    """An eighth of the examples to learn from: what is tested here does not hang on the last percent of accuracy."""
+    from calolife.transparency import hybrid
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid, "_N_ROW", 60_000)
+        yield
+
+
 @pytest.fixture(scope="module")
-def hybrid(years):
+def hybrid(years, few_examples):
     return fit_hybrid(years.select(years=years.years[:1]))
 
 
@@ -111,14 +121,90 @@ def test_readings_from_the_origin_on_move_no_forecast(name, years, request):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["kinetics", "hybrid"])
-def test_readings_after_the_training_span_move_no_fitted_number(name, years, request):
-    model = request.getfixturevalue(name)
-    first = years.years[0]
-    changed = TransparencyHistory(
-        tuple(b if b.year == first else replace(b, transparency=b.transparency * 0.9) for b in years.blocks)
-    )  # fmt: skip
-    again = {"kinetics": fit_kinetics, "hybrid": fit_hybrid}[name](changed.select(years=[first]))
+def test_readings_after_the_training_span_move_no_fitted_number_and_no_forecast(name, years):
+    fit = {"kinetics": fit_kinetics, "hybrid": fit_hybrid}[name]
+    block = years.blocks[0]
+    end_s = float(block.time_s[3000])
+    later = block.transparency.copy()
+    later[:, 3000:] *= 0.9
+    changed = TransparencyHistory((replace(block, transparency=later),))
+    model, again = fit(TransparencyHistory((block,)).before(end_s)), fit(changed.before(end_s))
     for key, value in model.state()[0].items():
+        np.testing.assert_array_equal(again.state()[0][key], value, err_msg=key)
+    made, moved = (m.forecast(b, origins=np.array([2900]), horizon=24) for m, b in ((model, block), (again, changed.blocks[0])))
+    np.testing.assert_array_equal(moved.transparency, made.transparency)
+
+
+def test_readings_of_other_crystals_after_the_origin_move_no_forecast(hybrid, years):
+    block = years.blocks[-1]
+    changed = block.transparency.copy()
+    changed[1:, 700:] *= 0.95
+    made, again = (hybrid.forecast(b, origins=np.array([700]), horizon=24) for b in (block, replace(block, transparency=changed)))
+    np.testing.assert_array_equal(again.transparency, made.transparency)
+
+
+@pytest.mark.slow
+def test_two_training_years_carry_their_state_into_the_third():
+    history, _ = simulate_history(n_crystals=2, n_years=3, seed=7, with_steps=False)
+    first, second, third = history.years
+    model = fit_kinetics(history.select(years=[first, second]))
+    for year in (second, third):
+        block = next(history.of_year(year))
+        made = model.forecast(block, origins=np.array([24]), horizon=24 * window_count(block.n_readings))
+        truth = block.transparency[:, made.row]
+        repeated = block.transparency[:, [23]][:, :, None]
+        error, base = (np.abs(f / truth - 1).mean() for f in (made.transparency, repeated))
+        assert error < 0.5 * base  # a year of damage is several percent; an unirradiated start would miss most of it
+    skipped = fit_kinetics(history.select(years=[first, third]))
+    start = next(history.of_year(second))
+    begun = skipped.curves(start)[0][:, 0]
+    assert (begun < 0).all()  # a year between training years starts where the earlier one ended, not unirradiated
+
+
+@pytest.mark.slow
+def test_rings_and_ragged_crystals_are_fitted_together():
+    history, _ = simulate_history(n_crystals=60, n_years=1, seed=3, with_steps=False)
+    rings = np.unique([b.ieta[0] for b in history.blocks])[:2]
+    assert rings.size == 2
+    history = history.select(ieta=rings)
+    blocks = [b.crystals(np.arange(min(2, b.n_crystals))) for b in history.blocks]
+    short = blocks[-1].readings(0, 100)
+    with pytest.warns(UserWarning, match=f"fewer than 240 readings of crystals {short.xtal_id[0]}"):
+        model = fit_kinetics(TransparencyHistory((*blocks[:-1], short)))
+    whole = history.blocks[-1]
+    made = model.forecast(whole, origins=np.array([1200]), horizon=24)
+    assert np.abs(made.transparency / whole.transparency[:, made.row] - 1).mean() < 0.01
+
+
+def test_a_crystal_first_read_late_is_forecast_as_if_alone(kinetics, years):
+    block = years.blocks[-1]
+    hidden = block.transparency.copy()
+    hidden[1, :600] = np.nan
+    late = replace(block, transparency=hidden)
+    together, alone = (kinetics.forecast(b, origins=np.array([720, 960]), horizon=24) for b in (late, late.crystals([1])))
+    # the ring's mean curve is that of all three crystals or of one: the same to a few 1e-5
+    np.testing.assert_allclose(together.transparency[1], alone.transparency[0], atol=1e-4)
+    with pytest.raises(ValueError, match=f"crystal {block.xtal_id[1]} has no reading before reading 480 of {block.year}"):
+        kinetics.forecast(late, origins=np.array([480, 720]), horizon=24)
+
+
+@pytest.mark.slow
+def test_a_stopped_hybrid_goes_on_to_the_same_numbers(years, tmp_path, hybrid):
+    training = years.select(years=years.years[:1])
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, _):
+        if done == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit_hybrid(training, checkpoint_dir=tmp_path, progress=stop)
+    seen = []
+    again = fit_hybrid(training, checkpoint_dir=tmp_path, progress=lambda done, n: seen.append((done, n)))
+    assert len(seen) < seen[-1][1]  # epochs that were kept are not run again
+    for key, value in hybrid.state()[0].items():
         np.testing.assert_array_equal(again.state()[0][key], value, err_msg=key)
 
 
@@ -171,7 +257,7 @@ def test_a_crystal_not_fitted_takes_its_rings_amplitudes(kinetics, years):
 
 
 def test_too_short_a_span_is_one_clear_line(years):
-    short = TransparencyHistory((years.blocks[0].readings(0, 100),))
+    short = TransparencyHistory((years.blocks[0].readings(1000, 1100),))
     with pytest.raises(ValueError, match="100 readings of a crystal are too few to fit kinetics; give at least 240"):
         fit_kinetics(short)
 
@@ -190,7 +276,7 @@ def test_origins_outside_the_block_are_refused(kinetics, years):
 
 
 class _Exact:
-    """A forecaster whose errors are known: the reading plus white noise of a given size."""
+    """A forecaster whose errors are known: the reading plus white noise of a given size, by ring."""
 
     def __init__(self, sigma):
         self.sigma = sigma
@@ -199,7 +285,8 @@ class _Exact:
         from calolife.transparency.history import Forecast
 
         row = origins[:, None] + np.arange(horizon)
-        noise = self.sigma * np.random.default_rng(int(origins[0])).standard_normal((block.n_crystals, *row.shape))
+        sigma = self.sigma[int(block.ieta[0])]
+        noise = sigma * np.random.default_rng([int(origins[0]), int(block.ieta[0])]).standard_normal((block.n_crystals, *row.shape))
         nan = np.full_like(noise, np.nan)
         horizon_s = block.time_s[row] - block.time_s[origins - 1][:, None]
         return Forecast("exact", (0,), block.year, block.xtal_id, row, horizon_s, block.transparency[:, row] + noise, nan, nan)
@@ -208,7 +295,7 @@ class _Exact:
 def test_conformal_half_widths_are_the_quantiles_of_the_errors(years):
     block = years.blocks[0]
     start = block.time_s[block.n_readings // 2]
-    table = interval_table(_Exact(1e-3), TransparencyHistory((block,)), start_s=start)
+    table = interval_table(_Exact({66: 1e-3}), TransparencyHistory((block,)), start_s=start)
     # |normal| has its 68 and 95 % quantiles at 0.994 and 1.960 sigma; a bin holds thousands of readings, and the table takes
     # the largest so far of 13 bins, which lifts it by 2 to 3 standard errors (2 % each)
     np.testing.assert_allclose(table.half68, 0.994e-3, rtol=0.12)
@@ -222,13 +309,41 @@ def test_half_widths_grow_as_a_random_walk_past_the_table():
     np.testing.assert_allclose(half95, 2 * half68)
 
 
-def test_real_windows_of_a_year_not_fitted_reach_the_gate(cms_data):
-    from calolife.storage import read_history
+def test_nan_in_the_training_span_is_named(years):
+    block = years.blocks[0]
+    holed = block.transparency.copy()
+    holed[1, 50] = np.nan
+    with pytest.raises(ValueError, match=f"crystal {block.xtal_id[1]} has NaN readings in {block.year}"):
+        fit_kinetics(TransparencyHistory((replace(block, transparency=holed),)))
 
+
+def test_rings_with_larger_errors_get_wider_intervals(years):
+    block = years.blocks[0]
+    far = replace(block, ieta=np.full(3, 100), xtal_id=block.xtal_id + 20000)
+    table = interval_table(
+        _Exact({66: 1e-3, 100: 4e-3}), TransparencyHistory((block, far)), start_s=block.time_s[block.n_readings // 2]
+    )  # fmt: skip
+    _, half95 = table.at(np.array([6 * 3600.0]), ieta=np.array([66, 100]))
+    np.testing.assert_allclose(half95[:, 0], [1.96e-3, 7.84e-3], rtol=0.12)  # as in the test above
+
+
+@pytest.mark.slow
+def test_real_years_not_fitted_reach_the_gates(cms_data, monkeypatch):
+    from calolife.storage import read_history
+    from calolife.transparency import hybrid
+    from calolife.transparency.forecasters import DEFAULT_MODEL
+
+    monkeypatch.setattr(hybrid, "_N_ROW", 500_000)
     history = read_history(cms_data)
-    model = fit_kinetics(history.select(years=[2016]))
-    for year, gate in ((2017, 0.100), (2018, 0.105)):
-        error, covered = mape(model, next(history.of_year(year)))
-        print(f"{year}: MAPE {error:.4f} %, gate {gate}, 95 % interval covers {covered:.3f}")
-        assert error <= gate
+    training = history.select(years=[2016])
+    fits = {"kinetics": fit_kinetics, "hybrid": fit_hybrid}
+    window, free = (fits[DEFAULT_MODEL[mode]](training) for mode in ("window", "free-run"))
+    for year, window_gate, free_gate in ((2017, 0.100, 0.80), (2018, 0.105, 0.95)):
+        block = next(history.of_year(year))
+        error, covered = mape(window, block)
+        assert error <= window_gate
         assert 0.90 <= covered <= 0.99
+        made = free.forecast(block, origins=np.array([24]), horizon=24 * window_count(block.n_readings))
+        truth = block.transparency[:, made.row]
+        assert 100 * np.abs(made.transparency / truth - 1).mean() <= free_gate
+        assert np.mean(np.abs(made.transparency - truth) <= made.half95) >= 0.85

@@ -154,8 +154,10 @@ class Strand:
     lumi_ifb : float array, (reading,) [1/fb]
         Between reading i and i + 1; 0 from one year to the next.
     year : int array, (reading,)
-    log_r : float array, (crystal, reading)
-        ln R.
+    row : int array, (fitted,)
+        Readings that the fit looks at.
+    log_r : float array, (crystal, fitted)
+        ln R at these.
     """
 
     ieta: int
@@ -163,33 +165,30 @@ class Strand:
     time_s: FloatArray
     lumi_ifb: FloatArray
     year: IntArray
+    row: IntArray
     log_r: FloatArray
 
     @property
     def starts(self) -> IntArray:
-        """First reading of each year, (year,)."""
-        first: IntArray = np.unique(self.year, return_index=True)[1]
+        """First fitted reading of each year, (year,)."""
+        first: IntArray = np.unique(self.year[self.row], return_index=True)[1]
         return first
 
     def occupancy(self, tau_d: FloatArray, b_per_ifb: FloatArray, dose_scale: float) -> FloatArray:
-        """F of each component at each reading, (component, reading) [1/fb]."""
+        """F of each component at every reading, (component, reading) [1/fb]."""
         return occupancy(self.time_s, self.lumi_ifb, tau_d=tau_d, b_per_ifb=b_per_ifb * dose_scale)
 
     def thinned(self, step: int, most: int) -> Strand:
-        """Every step-th reading of at most so many crystals; the luminosity between them is summed, so F stays exact."""
-        rows = np.arange(0, self.time_s.size, step)
-        lumi = np.add.reduceat(self.lumi_ifb, rows)
+        """Every step-th fitted reading of at most so many crystals; time and luminosity stay whole, and F with them."""
         crystal = np.unique(np.linspace(0, self.xtal_id.size - 1, most).astype(int))
-        return replace(
-            self, time_s=self.time_s[rows], lumi_ifb=lumi, year=self.year[rows],
-            xtal_id=self.xtal_id[crystal], log_r=self.log_r[crystal][:, rows],
-        )  # fmt: skip
+        return replace(self, xtal_id=self.xtal_id[crystal], row=self.row[::step], log_r=self.log_r[crystal][:, ::step])
 
     def until(self, time_s: float) -> Strand:
         """Readings before a time [s]."""
         n = int(np.searchsorted(self.time_s, time_s))
+        m = int(np.searchsorted(self.row, n))
         return replace(
-            self, time_s=self.time_s[:n], lumi_ifb=self.lumi_ifb[:n], year=self.year[:n], log_r=self.log_r[:, :n]
+            self, time_s=self.time_s[:n], lumi_ifb=self.lumi_ifb[:n], year=self.year[:n], row=self.row[:m], log_r=self.log_r[:, :m]
         )  # fmt: skip
 
 
@@ -210,13 +209,15 @@ def chain_strands(history: TransparencyHistory) -> list[Strand]:
         lumi = [b.lumi_ifb.copy() for b in blocks]
         for one in lumi[:-1]:
             one[-1] = 0.0  # no beam between the last reading of a year and the first of the next
+        time_s = np.concatenate([b.time_s for b in blocks])
         strands.append(
             Strand(
                 ieta=ieta,
                 xtal_id=blocks[0].xtal_id[columns[0]],
-                time_s=np.concatenate([b.time_s for b in blocks]),
+                time_s=time_s,
                 lumi_ifb=np.concatenate(lumi),
                 year=np.repeat([b.year for b in blocks], [b.n_readings for b in blocks]),
+                row=np.arange(time_s.size),
                 log_r=np.concatenate([np.log(b.transparency[c]) for b, c in zip(blocks, columns, strict=True)], axis=1),
             )
         )
@@ -275,7 +276,7 @@ def cut_strands(strands: list[Strand], time_s: float) -> list[Strand]:
 
 def _residuals(strands: list[Strand], scale: FloatArray, tau_b: FloatArray) -> list[FloatArray]:
     """Residuals of each strand with its amplitudes fitted, tau_b (2, component)."""
-    return [amplitudes(s.occupancy(tau_b[0], tau_b[1], d), s.log_r, s.starts)[1] for s, d in zip(strands, scale, strict=True)]
+    return [amplitudes(s.occupancy(tau_b[0], tau_b[1], d)[:, s.row], s.log_r, s.starts)[1] for s, d in zip(strands, scale, strict=True)]
 
 
 def _loss(strands: list[Strand], scale: FloatArray, tau_b: FloatArray) -> float:
@@ -366,8 +367,8 @@ def log_errors(strands: list[Strand], scale: FloatArray, log_tau_b: FloatArray) 
 
     Notes
     -----
-    Sandwich formula of an M-estimator with psi = r/max(|r|, floor), n/n_independent for correlated noise. Derivatives
-    are taken of the residuals after the amplitudes are fitted again, so what they can absorb does not count.
+    Least absolute deviations: variance (J'J)^-1 / (2 f(0))^2 with f(0) the density of residuals at 0, times n/n_independent
+    for correlated noise. Derivatives are taken of the residuals after the amplitudes are fitted again, so what they can absorb does not count.
     """
 
     here = _residuals(strands, scale, np.exp(log_tau_b))
@@ -382,12 +383,11 @@ def log_errors(strands: list[Strand], scale: FloatArray, log_tau_b: FloatArray) 
         up, down = (_residuals(strands, scale, np.exp(log_tau_b + sign * move.reshape(log_tau_b.shape))) for sign in (1, -1))
         columns.append(np.concatenate([(u - d).ravel() for u, d in zip(up, down, strict=True)]) / (2 * step))
     J = np.stack(columns)
-    psi2 = np.mean((r / np.maximum(np.abs(r), _MIN_RESIDUAL)) ** 2)
-    slope = np.mean(np.abs(r) < _MIN_RESIDUAL) / _MIN_RESIDUAL
+    slope = np.mean(np.abs(r) < _MIN_RESIDUAL) / _MIN_RESIDUAL  # twice the density of residuals at 0
     information = J @ J.T
     determined = np.diag(information) > 1e-6 * np.diag(information).max()
     variance = np.full(log_tau_b.size, np.inf)
     inverse = np.linalg.pinv(information[np.ix_(determined, determined)], hermitian=True)
-    variance[determined] = np.diag(inverse) * psi2 / max(slope, 1e-12) ** 2 * n_reading / n_free
+    variance[determined] = np.diag(inverse) / max(slope, 1e-12) ** 2 * n_reading / n_free
     error: FloatArray = np.sqrt(variance)
     return error.reshape(log_tau_b.shape)

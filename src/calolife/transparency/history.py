@@ -32,7 +32,7 @@ def _frozen(values: ArrayLike, dtype: type) -> NDArray[Any]:
 class Block:
     """Crystals of one year that were read at the same times: the unit every model is vectorised over.
 
-    A crystal with times of its own is a block of one.
+    A crystal with times of its own is a block of one. Arrays are kept as given, not copied: do not change them afterwards.
 
     Parameters
     ----------
@@ -70,6 +70,8 @@ class Block:
         for name in ("time_s", "lumi_ifb", "transparency"):
             object.__setattr__(self, name, _frozen(getattr(self, name), np.float64))
         shape = (self.xtal_id.size, self.time_s.size)
+        if 0 in shape:
+            raise ValueError(f"a block of {shape[0]} crystals and {shape[1]} readings holds nothing; leave it out")
         if self.transparency.shape != shape:
             raise ValueError(f"transparency has shape {self.transparency.shape} but {shape[0]} crystals were read {shape[1]} times")
         flag = np.broadcast_to(np.uint8(0), shape) if self.flag is None else _frozen(self.flag, np.uint8)

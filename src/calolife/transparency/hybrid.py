@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +14,11 @@ from numpy.typing import NDArray
 from calolife.transparency.centres import occupancy
 from calolife.transparency.history import Block, FloatArray, Forecast, IntArray, TransparencyHistory
 from calolife.transparency.intervals import IntervalTable, interval_table
-from calolife.transparency.kinetics import Kinetics, check_origins, fit_with_probe, sample_history
+from calolife.transparency.kinetics import Kinetics, check_origins, fit_with_probe, join_rings, sample_history, split_rings
 from calolife.transparency.statefilter import FilterInput, filter_forecast
+
+if TYPE_CHECKING:
+    from calolife.training import Epoch
 
 __all__ = ["Hybrid", "fit_hybrid"]
 
@@ -60,24 +66,27 @@ class Hybrid:
         The correction covers the first 24 readings; after them it fades within days, and the kinetics remain.
         """
         origins = check_origins(block, origins, horizon)
+        return join_rings(block, [self._forecast_ring(ring, origins, horizon) for ring in split_rings(block)])
+
+    def _forecast_ring(self, block: Block, origins: IntArray, horizon: int) -> Forecast:
         base = self.kinetics.forecast(block, origins=origins, horizon=horizon)
         near = min(horizon, _STEP)
         curve, _, components = self.kinetics.curves(block)
         kinetic = np.log(base.transparency[:, :, :near]) - curve[:, base.row[:, :near]]
+        residual = np.log(block.transparency) - curve
+        common = _common_mode(residual, kinetic, origins)
         shift = np.empty((block.n_crystals, origins.size, horizon))
         # chosen: about 100 MB of features at a time
         at_once = max(1, 500_000 // (origins.size * near))
-        residual = np.log(block.transparency) - curve
-        common = _common(residual)
         for start in range(0, block.n_crystals, at_once):
             c = slice(start, start + at_once)
-            features = _features(block, residual[c], components[c], kinetic[c], origins, common=common)
-            shift[c, :, :near] = self._correct(features)
+            shift[c, :, :near] = self._correct(_features(block, residual[c], components[c], kinetic[c], origins=origins, common=common))
         if horizon > near:
             ahead_d = (block.time_s[base.row[:, near:]] - block.time_s[base.row[:, near - 1]][:, None]) / _DAY_S
             shift[:, :, near:] = shift[:, :, near - 1 : near] * np.exp(-ahead_d / _FADE_D)
-        half68, half95 = self.interval.at(base.horizon_s)
-        inner68, inner95 = self.kinetics.interval.at(base.horizon_s)
+        half68, half95 = self.interval.at(base.horizon_s, ieta=block.ieta)
+        inner68, inner95 = self.kinetics.interval.at(base.horizon_s, ieta=block.ieta)
+        # the spread of the hypotheses is what the kinetics' own table does not hold
         spread68, spread95 = base.half68**2 - inner68**2, base.half95**2 - inner95**2
         return replace(
             base, model=self.name, transparency=base.transparency * np.exp(shift),
@@ -122,16 +131,32 @@ def _standard(features: Float32, centre: FloatArray, width: FloatArray) -> Float
     return np.clip((features - centre.astype(np.float32)) / width.astype(np.float32), -3, 3)
 
 
-def _common(residual: FloatArray) -> FloatArray:
-    """Mean residual of a block's crystals, (reading,): laser and reference diode are common to neighbours."""
-    known = np.isfinite(residual)
-    total = np.where(known, residual, 0.0).sum(axis=0)
+def _common_mode(residual: FloatArray, kinetic: FloatArray, origins: IntArray) -> FloatArray:
+    """Last readings before each origin, averaged over a ring's crystals: laser and reference diode are common to neighbours.
+
+    Parameters
+    ----------
+    residual : float array, (crystal, reading)
+        ln R minus the kinetics.
+    kinetic : float array, (crystal, window, step)
+        The filter's forecast of it.
+    origins : int array, (window,)
+
+    Returns
+    -------
+    float array, (window, lag)
+        Mean of (residual - first forecast) over the crystals read then; NaN where none was.
+    """
+    past = np.maximum(origins[:, None] - _LAG, 0)
+    off = residual[:, past] - kinetic[:, :, :1]
+    known = np.isfinite(off)
+    total = np.where(known, off, 0.0).sum(axis=0)
     mean: FloatArray = np.divide(total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(axis=0))
     return mean
 
 
 def _features(
-    block: Block, residual: FloatArray, components: FloatArray, kinetic: FloatArray, origins: IntArray, *, common: FloatArray
+    block: Block, residual: FloatArray, components: FloatArray, kinetic: FloatArray, *, origins: IntArray, common: FloatArray
 ) -> Float32:
     """What the network sees of each target: readings before the origin, luminosity and time.
 
@@ -146,8 +171,8 @@ def _features(
     kinetic : float array, (crystal, window, step)
         The filter's forecast of their residuals.
     origins : int array, (window,)
-    common : float array, (reading,)
-        Mean residual of all crystals of the block.
+    common : float array, (window, lag)
+        From all crystals of the block, see `_common_mode`.
 
     Returns
     -------
@@ -166,7 +191,7 @@ def _features(
     first = kinetic[:, :, 0]
     past = np.maximum(origins[:, None] - _LAG, 0)  # (window, lag)
     own = residual[:, past] - first[:, :, None]
-    neighbours = common[past] - first[:, :, None]
+    neighbours = np.broadcast_to(common, own.shape)
     older = origins[:, None] < _LAG
     # a reading before the year began, or hidden, counts as no deviation
     history = [np.where(older | ~np.isfinite(a), 0.0, a) for a in (own, neighbours)]
@@ -184,7 +209,13 @@ def _features(
     return out
 
 
-def fit_hybrid(history: TransparencyHistory, *, seed: int = 0) -> Hybrid:
+def fit_hybrid(
+    history: TransparencyHistory,
+    *,
+    seed: int = 0,
+    checkpoint_dir: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Hybrid:
     """Fit the kinetics, then the network that corrects them.
 
     Parameters
@@ -192,6 +223,10 @@ def fit_hybrid(history: TransparencyHistory, *, seed: int = 0) -> Hybrid:
     history : TransparencyHistory
         The training span, nothing else.
     seed : int
+    checkpoint_dir : path, optional
+        Where the networks' epochs are kept; a fit that was stopped goes on there, to the same numbers. The
+        kinetics, some seconds, are fitted again.
+    progress : function (epochs done, epochs in all), optional
 
     Returns
     -------
@@ -211,18 +246,39 @@ def fit_hybrid(history: TransparencyHistory, *, seed: int = 0) -> Hybrid:
     """
     kinetics, probe, split = fit_with_probe(history, seed=seed)
     probe_part = sample_history(history.before(split))
-    trial = _train(probe, probe_part, seed=seed, n_net=1)
+    done = 0
+
+    def tell(_: Epoch) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, _EPOCHS * (1 + _N_NET))
+
+    def folder(name: str) -> Path | None:
+        return None if checkpoint_dir is None else checkpoint_dir / name
+
+    trial = _train(probe, probe_part, seed=seed, n_net=1, checkpoint_dir=folder("probe"), tell=tell)
     table = interval_table(trial, sample_history(history), start_s=split)
-    return replace(_train(kinetics, sample_history(history), seed=seed, n_net=2), interval=table)
+    made = _train(kinetics, sample_history(history), seed=seed, n_net=_N_NET, checkpoint_dir=folder("final"), tell=tell)
+    return replace(made, interval=table)
 
 
 _N_ROW = 500_000  # chosen: targets to learn from; more did not change the score inside the training span
 _SPREAD = 0.3  # chosen by rolling origin inside 2016, from 0, 0.15, 0.3, 0.5: spread of the random factors (ln)
 _HIDDEN, _DROP, _EPOCHS, _BATCH, _LR = 64, 0.2, 4, 1024, 2e-3  # chosen by the same
+_N_NET = 2  # chosen: a third gains less than the scatter between seeds
 _SPACING = 12  # readings between the origins learned from
 
 
-def _train(kinetics: Kinetics, history: TransparencyHistory, *, seed: int, n_net: int) -> Hybrid:
+def _train(
+    kinetics: Kinetics,
+    history: TransparencyHistory,
+    *,
+    seed: int,
+    n_net: int,
+    checkpoint_dir: Path | None = None,
+    tell: Callable[[Epoch], None] | None = None,
+) -> Hybrid:
     """Networks on forecasts of disturbed kinetics."""
     import torch
     from torch import nn
@@ -234,6 +290,7 @@ def _train(kinetics: Kinetics, history: TransparencyHistory, *, seed: int, n_net
     centre, width = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64) + 1e-9
     x = torch.from_numpy(_standard(features, centre, width))
     y = torch.from_numpy((target * _UNIT).astype(np.float32))
+    identity = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
     layers: list[list[tuple[Float32, Float32]]] = []
     with limit_threads(1):
         for k in range(n_net):
@@ -249,7 +306,10 @@ def _train(kinetics: Kinetics, history: TransparencyHistory, *, seed: int, n_net
                         z = z * keep / (1 - _DROP)
                 return (z[:, 0] - y[sample]).abs().mean()
 
-            train(net, loss, n_samples=x.shape[0], epochs=_EPOCHS, batch_size=_BATCH, lr=_LR, seed=seed + k)
+            train(
+                net, loss, n_samples=x.shape[0], epochs=_EPOCHS, batch_size=_BATCH, lr=_LR, seed=seed + k, progress=tell,
+                checkpoint_dir=None if checkpoint_dir is None else checkpoint_dir / f"net{k}", identity=identity,
+            )  # fmt: skip
             layers.append([(m.weight.detach().numpy().copy(), m.bias.detach().numpy().copy()) for m in net if isinstance(m, nn.Linear)])
     weights = tuple((np.stack([n[k][0] for n in layers]), np.stack([n[k][1] for n in layers])) for k in range(len(layers[0])))
     return Hybrid(kinetics=kinetics, interval=IntervalTable.unknown(), centre=centre, width=width, weights=weights)
@@ -267,7 +327,7 @@ def _examples(kinetics: Kinetics, history: TransparencyHistory, *, seed: int) ->
             kinetics, amplitude=kinetics.amplitude * factor[0], tau_d=kinetics.tau_d * factor[1], b_per_ifb=kinetics.b_per_ifb * factor[2]
         )  # fmt: skip
         inputs, parts = [], []
-        for block in history.blocks:
+        for block in (ring for whole in history.blocks for ring in split_rings(whole)):
             curve, _, components = other.curves(block)
             origins = np.arange(_STEP + rng.integers(_SPACING), block.n_readings - _STEP, _SPACING)
             if not origins.size:
@@ -278,7 +338,8 @@ def _examples(kinetics: Kinetics, history: TransparencyHistory, *, seed: int) ->
         for (block, residual, components, origins), kinetic in zip(
             parts, filter_forecast(inputs, kinetics.settings, horizon=_STEP), strict=True
         ):
-            made = _features(block, residual, components, kinetic, origins, common=_common(residual))
+            common = _common_mode(residual, kinetic, origins)
+            made = _features(block, residual, components, kinetic, origins=origins, common=common)
             features.append(made.reshape(-1, made.shape[-1]))
             targets.append((residual[:, origins[:, None] + np.arange(_STEP)] - kinetic).ravel())
     return np.concatenate(features), np.concatenate(targets)

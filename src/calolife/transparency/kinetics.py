@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, ClassVar
+from warnings import warn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,14 +31,25 @@ from calolife.transparency.history import Block, FloatArray, Forecast, IntArray,
 from calolife.transparency.intervals import IntervalTable, interval_table, time_at_fraction
 from calolife.transparency.statefilter import DEFAULT_SETTINGS, FilterInput, filter_forecast, tune_settings
 
-__all__ = ["Kinetics", "check_origins", "extend_kinetics", "fit_kinetics", "fit_with_probe", "forecast_blocks", "sample_history"]
+__all__ = [
+    "Kinetics",
+    "check_origins",
+    "extend_kinetics",
+    "fit_kinetics",
+    "fit_with_probe",
+    "forecast_blocks",
+    "join_rings",
+    "sample_history",
+    "split_rings",
+]
 
 _DAY_S = 86400.0
 # chosen: slow components considered equally likely before the fit, from one summer to no recovery, and
 # saturating between 20 and 200 /fb
 _SLOW_TAU_D = (100.0, 200.0, 400.0, 800.0, 1600.0)
 _SLOW_B = (0.005, 0.01, 0.02, 0.05)
-_N_READING = 1400  # chosen: readings of a crystal that are fitted; every third hour is enough for tau >= hours
+_FEWEST = 240  # chosen: readings of a crystal, about ten days, below which its amplitudes mean nothing
+_N_READING = 1400  # chosen: readings of a crystal and year that are fitted; more cost time and move no amplitude by its error
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +73,10 @@ class Kinetics:
     xtal_id, ieta : int array, (crystal,)
         Crystals of the training span, sorted by xtal_id.
     amplitude : float array, (hypothesis, crystal, component) [fb]
-    start_occupancy : float array, (year, hypothesis, crystal, component) [1/fb]
-        State at the first reading of each training year.
-    end_occupancy : float array, (hypothesis, crystal, component) [1/fb]
-    end_time_s : float array, (crystal,) [s]
-        State at the last reading of the training span, and when that was.
+    start_occupancy, end_occupancy : float array, (year, hypothesis, crystal, component) [1/fb]
+        State at the first and the last reading of each training year.
+    end_time_s : float array, (year, crystal) [s]
+        When that last reading was; NaN in a year that the crystal was not read in.
     settings : float array, (8,)
         Of the state filter, see `statefilter.SETTINGS`.
     """
@@ -94,7 +105,8 @@ class Kinetics:
         Parameters
         ----------
         block : Block
-            Readings from each origin on are not looked at; times and luminosities up to the last target are.
+            Begins with the year: luminosity before its first reading is not known. Readings from each origin on
+        are not looked at; times and luminosities up to the last target are.
         origins : int array, (window,)
         horizon : int
 
@@ -111,15 +123,8 @@ class Kinetics:
         -----
         A crystal the model was not fitted to takes the mean amplitudes of its ring, or of all crystals.
         """
-        rings = [np.flatnonzero(block.ieta == ieta) for ieta in np.unique(block.ieta)]
-        parts = forecast_blocks(self, [block.crystals(here) for here in rings], origins=[origins] * len(rings), horizon=horizon)
-        if len(parts) == 1:
-            return parts[0]
-        back = np.argsort(np.concatenate(rings))
-        return replace(
-            parts[0], xtal_id=block.xtal_id, transparency=np.concatenate([f.transparency for f in parts])[back],
-            half68=np.concatenate([f.half68 for f in parts])[back], half95=np.concatenate([f.half95 for f in parts])[back],
-        )  # fmt: skip
+        rings = split_rings(block)
+        return join_rings(block, forecast_blocks(self, rings, origins=[origins] * len(rings), horizon=horizon))
 
     def curves(self, block: Block) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Damage curves of a block's crystals, from luminosity alone.
@@ -155,25 +160,35 @@ class Kinetics:
     def _of_crystals(self, block: Block) -> tuple[FloatArray, FloatArray]:
         """Amplitude and occupancy at the block's first reading, (hypothesis, crystal, component) each."""
         at = np.minimum(np.searchsorted(self.xtal_id, block.xtal_id), self.xtal_id.size - 1)
-        known = self.xtal_id[at] == block.xtal_id
-        amplitude, end_time = self.amplitude[:, at].copy(), self.end_time_s[at].copy()
-        is_training = block.year in self.train_years
-        held = self.start_occupancy[self.train_years.index(block.year)] if is_training else self.end_occupancy
-        state = held[:, at].copy()
-        for c in np.flatnonzero(~known):
-            like = self.ieta == block.ieta[c]
-            if not like.any():
-                like = np.ones_like(like)
-            amplitude[:, c] = self.amplitude[:, like].mean(axis=1)
-            state[:, c] = held[:, like].mean(axis=1)
-            end_time[c] = self.end_time_s[like].mean()
-        if is_training:
-            return amplitude, state
-        # what was delivered between the training span and this year is not known here: recovery alone. A year before
-        # the training span starts unirradiated, as the fit of that span did.
-        gap_d = (block.time_s[0] - end_time) / _DAY_S
-        left = np.where(gap_d[:, None] >= 0, np.exp(-np.maximum(gap_d, 0)[:, None] / self.tau_d[:, None, :]), 0.0)
-        return amplitude, state * left
+        is_strange = self.xtal_id[at] != block.xtal_id
+        # a crystal that was not fitted is like the mean of its ring, or of the ring nearest in |ieta|
+        rings, kind = np.unique(block.ieta[is_strange], return_inverse=True)
+        apart = [np.abs(np.abs(self.ieta) - abs(r)) + 0.5 * (self.ieta != r) for r in rings]
+        alike = [np.flatnonzero(self.ieta == self.ieta[a.argmin()]) for a in apart]
+        at[is_strange] = self.xtal_id.size + kind
+
+        def of_block(values: FloatArray, axis: int) -> FloatArray:
+            if alike:
+                means = [np.take(values, crystals, axis).mean(axis, keepdims=True) for crystals in alike]
+                values = np.concatenate([values, *means], axis)
+            return np.take(values, at, axis)
+
+        amplitude = of_block(self.amplitude, 1)
+        state = np.zeros_like(amplitude)
+        for year, start, end, end_time in zip(
+            self.train_years, of_block(self.start_occupancy, 2), of_block(self.end_occupancy, 2), of_block(self.end_time_s, 1), strict=True
+        ):
+            was_read = np.isfinite(end_time)
+            if year == block.year:
+                state = np.where(was_read[:, None], start, state)
+                break
+            # what was delivered between a training year and this one is not known here: recovery alone. Before the
+            # training span crystals count as unirradiated, as they do in the fit.
+            gap_d = (block.time_s[0] - end_time) / _DAY_S
+            is_past = was_read & (gap_d >= 0)
+            left = np.exp(-np.where(is_past, gap_d, 0.0)[:, None] / self.tau_d[:, None, :])
+            state = np.where(is_past[:, None], end * left, state)
+        return amplitude, state
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and JSON-able rest, for storage."""
@@ -204,31 +219,59 @@ def forecast_blocks(model: Kinetics, blocks: Sequence[Block], *, origins: Sequen
     list of Forecast
         The same numbers as block by block.
     """
-    # hypotheses part company over months: that spread is not in the table, which saw the training span alone
     checked = [check_origins(block, o, horizon) for block, o in zip(blocks, origins, strict=True)]
-    inputs, kept = [], []
+    inputs: list[FilterInput] = []
+    kept = []
     for block, at in zip(blocks, checked, strict=True):
         if np.unique(block.ieta).size > 1:
             raise ValueError(f"a block holds crystals of rings {block.ieta.min()} to {block.ieta.max()}; give one ring a block")
         curve, deviation, components = model.curves(block)
+        residual, shape = np.log(block.transparency) - curve, components.mean(axis=0)
+        known = np.isfinite(residual[:, : at.min()])
+        if not known.any(axis=1).all():
+            lost = block.xtal_id[~known.any(axis=1)][0]
+            raise ValueError(f"crystal {lost} has no reading before reading {at.min()} of {block.year}; forecast it from a later one")
+        # crystals that were first read together share the covariance of the filter
+        first = known.argmax(axis=1)
+        groups = [np.flatnonzero(first == f) for f in np.unique(first)]
+        inputs += [FilterInput(block.time_s, block.lumi_ifb, residual[here], shape, at) for here in groups]
         row = at[:, None] + np.arange(horizon)
-        inputs.append(FilterInput(block.time_s, block.lumi_ifb, np.log(block.transparency) - curve, components.mean(axis=0), at))
+        # hypotheses part company over months: that spread is not in the table, which saw the training span alone
         moved = deviation[:, :, row] - deviation[:, :, at - 1][..., None]
-        kept.append((curve[:, row], np.sqrt(np.einsum("h,hcwk->cwk", model.weight, moved**2)), row))
+        kept.append((curve[:, row], np.sqrt(np.einsum("h,hcwk->cwk", model.weight, moved**2)), row, groups))
     made = []
-    ahead = filter_forecast(inputs, model.settings, horizon=horizon)
-    for block, at, (curve, spread, row), rest in zip(blocks, checked, kept, ahead, strict=True):
-        level = np.exp(curve + rest)
+    ahead = iter(filter_forecast(inputs, model.settings, horizon=horizon))
+    for block, at, (level, spread, row, groups) in zip(blocks, checked, kept, strict=True):
+        for here in groups:
+            level[here] += next(ahead)
+        level = np.exp(level)
         horizon_s = block.time_s[row] - block.time_s[at - 1][:, None]
-        half68, half95 = model.interval.at(horizon_s)
+        half68, half95 = model.interval.at(horizon_s, ieta=block.ieta)
         made.append(
             Forecast(
                 model=model.name, train_years=model.train_years, year=block.year, xtal_id=block.xtal_id, row=row,
                 horizon_s=horizon_s, transparency=level,
                 half68=np.hypot(half68, level * spread), half95=np.hypot(half95, 1.96 * level * spread),
             )
-        )
+        )  # fmt: skip
     return made
+
+
+def split_rings(block: Block) -> list[Block]:
+    """One block per ring of a block, in the order of ieta; `join_rings` undoes it."""
+    rings = np.unique(block.ieta)
+    return [block] if rings.size == 1 else [block.crystals(block.ieta == ieta) for ieta in rings]
+
+
+def join_rings(block: Block, parts: list[Forecast]) -> Forecast:
+    """The forecast of a block from those of its rings."""
+    if len(parts) == 1:
+        return parts[0]
+    back = np.argsort(np.argsort(block.ieta, kind="stable"), kind="stable")
+    return replace(
+        parts[0], xtal_id=block.xtal_id, transparency=np.concatenate([f.transparency for f in parts])[back],
+        half68=np.concatenate([f.half68 for f in parts])[back], half95=np.concatenate([f.half95 for f in parts])[back],
+    )  # fmt: skip
 
 
 def check_origins(block: Block, origins: ArrayLike, horizon: int) -> IntArray:
@@ -242,9 +285,9 @@ def check_origins(block: Block, origins: ArrayLike, horizon: int) -> IntArray:
     at = np.atleast_1d(np.asarray(origins, dtype=np.int64))
     if horizon < 1:
         raise ValueError(f"horizon = {horizon} must be >= 1 reading")
-    if at.min() < 1 or at.max() + horizon > block.n_readings:
+    if not at.size or at.min() < 1 or at.max() + horizon > block.n_readings:
         raise ValueError(
-            f"forecasts from rows {at.min()} to {at.max()} + {horizon} do not fit {block.n_readings} readings; "
+            f"forecasts of {horizon} readings from rows {at.tolist()[:3]} do not fit {block.n_readings} readings; "
             "origins start at 1 and times and luminosities are needed to the last target"
         )
     return at
@@ -267,7 +310,12 @@ def fit_kinetics(history: TransparencyHistory, *, seed: int = 0) -> Kinetics:
     Raises
     ------
     ValueError
-        Fewer than 240 readings, or no luminosity in the span.
+        No crystal with 240 readings, a NaN reading, or no luminosity in the span.
+
+    Warns
+    -----
+    UserWarning
+        Crystals with fewer readings; they take the kinetics of their ring.
 
     Notes
     -----
@@ -290,16 +338,24 @@ def fit_with_probe(history: TransparencyHistory, *, seed: int = 0) -> tuple[Kine
     ValueError
         As `fit_kinetics`.
     """
-    shortest = min(b.n_readings for b in history.blocks)
-    if shortest < 240:
-        raise ValueError(f"{shortest} readings of a crystal are too few to fit kinetics; give at least 240")
     if sum(float(b.lumi_ifb.sum()) for b in history.blocks) <= 0:
         raise ValueError("no luminosity in the training span; damage cannot be learned without it")
+    for block in history.blocks:
+        if (bad := ~np.isfinite(block.transparency).all(axis=1)).any():
+            raise ValueError(f"crystal {block.xtal_id[bad][0]} has NaN readings in {block.year}; leave them out of the training span")
     strands = chain_strands(history)
+    longest = max(s.time_s.size for s in strands)
+    if longest < _FEWEST:
+        raise ValueError(f"{longest} readings of a crystal are too few to fit kinetics; give at least {_FEWEST}")
+    if short := [s for s in strands if s.time_s.size < _FEWEST]:
+        named = ", ".join(str(x) for s in short for x in s.xtal_id[:3])
+        warn(f"fewer than {_FEWEST} readings of crystals {named}: they take the kinetics of their ring", stacklevel=2)
+        strands = [s for s in strands if s.time_s.size >= _FEWEST]
     split = time_at_fraction(history, 0.6)
-    probe = _fit(cut_strands(strands, split), history.years, seed=seed)
+    head = cut_strands(strands, split)
+    probe = _fit(head, seed=seed)
     table = interval_table(probe, sample_history(history), start_s=split)
-    return replace(_fit(strands, history.years, seed=seed), interval=table), probe, split
+    return replace(_fit(strands, seed=seed), interval=table), probe, split
 
 
 def _spaced(n: int, most: int) -> IntArray:
@@ -312,9 +368,10 @@ def sample_history(history: TransparencyHistory, *, most: int = 8) -> Transparen
     return TransparencyHistory(tuple(b.crystals(_spaced(b.n_crystals, 20)) for b in picked))
 
 
-def _fit(strands: list[Strand], years: tuple[int, ...], *, seed: int) -> Kinetics:
+def _fit(strands: list[Strand], *, seed: int) -> Kinetics:
     """The fit without intervals."""
-    thin = max(1, max(s.time_s.size for s in strands) // _N_READING)
+    years = tuple(sorted({int(y) for s in strands for y in np.unique(s.year)}))
+    thin = max(1, max(s.row.size for s in strands) // _N_READING)
     by_ring: dict[int, list[Strand]] = {}
     for strand in strands:
         by_ring.setdefault(strand.ieta, []).append(strand)
@@ -330,10 +387,11 @@ def _fit(strands: list[Strand], years: tuple[int, ...], *, seed: int) -> Kinetic
             losses.append(loss)
     tau_b = np.exp(np.array(hypotheses))  # (hypothesis, 2, component)
     first = small[0]
-    n = n_independent(amplitudes(first.occupancy(tau_b[0, 0], tau_b[0, 1], scale[0]), first.log_r, first.starts)[1])
+    F = first.occupancy(tau_b[0, 0], tau_b[0, 1], scale[0])[:, first.row]
+    n = n_independent(amplitudes(F, first.log_r, first.starts)[1])
     weight = np.exp(-n * np.log(np.array(losses) / min(losses)))
     order = np.argsort(-weight, kind="stable")
-    order = order[weight[order] > 0.02]  # chosen: lighter hypotheses cost time and move the mean by less than 2 %
+    order = order[weight[order] > 0.02]  # chosen: lighter hypotheses cost more time than they move the mean
     tau_b, weight = tau_b[order], weight[order] / weight[order].sum()
     none = np.empty(0)
     shared = Kinetics(
@@ -373,49 +431,48 @@ def extend_kinetics(model: Kinetics, history: TransparencyHistory) -> Kinetics:
 
 def _with_crystals(model: Kinetics, strands: list[Strand], years: tuple[int, ...]) -> Kinetics:
     """The model with dose scales, amplitudes and states of these strands' crystals."""
-    thin = max(1, max(s.time_s.size for s in strands) // _N_READING)
+    thin = max(1, max(s.row.size for s in strands) // _N_READING)
+    coarse = [s.thinned(thin, s.xtal_id.size) for s in strands]
     rings = np.unique([s.ieta for s in strands])
-    n_hypothesis = model.weight.size
+    best = np.stack([model.tau_d[0], model.b_per_ifb[0]])
     scale = np.empty(rings.size)
     for k, ring in enumerate(rings):
         at = np.flatnonzero(model.ring_ieta == ring)
-        largest = max((s for s in strands if s.ieta == ring), key=lambda s: s.xtal_id.size)
-        best = np.stack([model.tau_d[0], model.b_per_ifb[0]])
-        scale[k] = model.ring_scale[at[0]] if at.size else ring_dose_scale(largest.thinned(thin, 4), best)
+        largest = max((s for s in coarse if s.ieta == ring), key=lambda s: s.xtal_id.size)
+        scale[k] = model.ring_scale[at[0]] if at.size else ring_dose_scale(largest.thinned(1, 4), best)
     stacks: dict[tuple[int, ...], list[int]] = {}
-    coarse = [s.thinned(thin, s.xtal_id.size) for s in strands]
     for k, c in enumerate(coarse):
         stacks.setdefault((*c.log_r.shape, *c.starts.tolist()), []).append(k)
-    amplitude: dict[int, FloatArray] = {}
-    begin: dict[int, FloatArray] = {}
-    end: dict[int, FloatArray] = {}
-    for (_, _, *starts), members in stacks.items():
+    n_hypothesis, n_component = model.tau_d.shape
+    parts: list[tuple[FloatArray, FloatArray, FloatArray, FloatArray]] = [(np.empty(0),) * 4] * len(strands)
+    for members in stacks.values():
         log_r = np.stack([coarse[k].log_r for k in members])
-        a, first, last = np.empty((n_hypothesis, *log_r.shape[:2], model.tau_d.shape[1])), [], []
-        # a strand may lack a year: its crystals' state there is that of the nearest reading
-        begins = np.array([np.minimum(np.searchsorted(coarse[k].year, years), log_r.shape[2] - 1) for k in members])
-        dose = [scale[np.searchsorted(rings, coarse[k].ieta)] for k in members]
+        a = np.empty((n_hypothesis, *log_r.shape[:2], n_component))
+        state = np.full((2, len(members), len(years), n_hypothesis, n_component), np.nan)
+        end_time = np.full((len(members), len(years)), np.nan)
         for h in range(n_hypothesis):
-            tau, b = model.tau_d[h], model.b_per_ifb[h]
-            F = np.stack([coarse[k].occupancy(tau, b, d) for k, d in zip(members, dose, strict=True)])
-            a[h] = amplitudes(F, log_r, np.array(starts))[0]
-            first.append(np.take_along_axis(F, begins[:, None, :], axis=2))  # (strand, component, year)
-            last.append(F[:, :, -1])
+            F = []
+            for i, k in enumerate(members):
+                c = coarse[k]
+                whole = c.occupancy(model.tau_d[h], model.b_per_ifb[h], float(scale[np.searchsorted(rings, c.ieta)]))
+                F.append(whole[:, c.row])
+                for y, year in enumerate(years):
+                    first, last = np.searchsorted(c.year, [year, year + 1])
+                    if last > first:
+                        state[:, i, y, h] = whole[:, [first, last - 1]].T
+                        end_time[i, y] = c.time_s[last - 1]
+            a[h] = amplitudes(np.stack(F), log_r, coarse[members[0]].starts)[0]
         for i, k in enumerate(members):
-            amplitude[k] = a[:, i]
-            at_start = np.array(first)[:, i].transpose(2, 0, 1)[:, :, None]  # (year, hypothesis, 1, component)
-            begin[k] = np.broadcast_to(at_start, (len(years), *a[:, i].shape))
-            end[k] = np.broadcast_to(np.array(last)[:, i, None], a[:, i].shape)
-    order = range(len(strands))
+            n_crystal = coarse[k].xtal_id.size
+            start, end = (np.broadcast_to(s[i][:, :, None], (len(years), n_hypothesis, n_crystal, n_component)) for s in state)
+            parts[k] = (a[:, i], start, end, np.broadcast_to(end_time[i][:, None], (len(years), n_crystal)))
+    amplitude, start, end, end_time = (np.concatenate([p[i] for p in parts], axis=axis) for i, axis in enumerate((1, 2, 2, 1)))
     xtal_id = np.concatenate([s.xtal_id for s in strands])
     by_id = np.argsort(xtal_id)
     return replace(
-        model, train_years=tuple(years), ring_ieta=rings, ring_scale=scale, xtal_id=xtal_id[by_id],
-        ieta=np.concatenate([np.full(s.xtal_id.size, s.ieta) for s in strands])[by_id],
-        amplitude=np.concatenate([amplitude[k] for k in order], axis=1)[:, by_id],
-        start_occupancy=np.concatenate([begin[k] for k in order], axis=2)[:, :, by_id],
-        end_occupancy=np.concatenate([end[k] for k in order], axis=1)[:, by_id],
-        end_time_s=np.concatenate([np.full(c.xtal_id.size, c.time_s[-1]) for c in coarse])[by_id],
+        model, train_years=years, ring_ieta=rings, ring_scale=scale, xtal_id=xtal_id[by_id],
+        ieta=np.concatenate([np.full(s.xtal_id.size, s.ieta) for s in strands])[by_id], amplitude=amplitude[:, by_id],
+        start_occupancy=start[:, :, by_id], end_occupancy=end[:, :, by_id], end_time_s=end_time[:, by_id],
     )  # fmt: skip
 
 
@@ -433,7 +490,7 @@ def _tune(sample: list[Strand], thin: int, *, seed: int) -> FloatArray:
         tau, b = np.exp(log_tau_b)
         whole = {(s.ieta, int(s.xtal_id[0])): s for s in sample}
         for head, d in zip(small, scale, strict=True):
-            a = amplitudes(head.occupancy(tau, b, d), head.log_r, head.starts)[0]
+            a = amplitudes(head.occupancy(tau, b, d)[:, head.row], head.log_r, head.starts)[0]
             strand = whole[head.ieta, int(head.xtal_id[0])].until(t1)
             here = strand.year == strand.year[-1]
             F = strand.occupancy(tau, b, d)[:, here]

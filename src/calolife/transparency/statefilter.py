@@ -38,11 +38,11 @@ class FilterInput:
     lumi_ifb : float array, (reading,) [1/fb]
         Between reading i and i + 1.
     residual : float array, (crystal, reading)
-        ln R minus the kinetics; NaN where there is no reading (yet).
+        ln R minus the kinetics; NaN where there is no reading (yet). All are first read at the same row.
     curve : float array, (component, reading)
         Contribution of each component to ln R, averaged over the block's crystals.
     origins : int array, (window,)
-        First row of each forecast; every one > 0.
+        First row of each forecast, each after that first reading.
     """
 
     time_s: FloatArray
@@ -121,8 +121,6 @@ def filter_forecast(
     for k, i in enumerate(inputs):
         for o in np.unique(i.origins):
             wanted.setdefault(int(o) - first[k] - 1, []).append(k)
-    for k in wanted.pop(-1, []):
-        raise ValueError(f"no reading before origin {first[k]}; a forecast needs at least one")
     for step in range(n_step):
         if step:
             r = rho[step]
