@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import typer
 
 from calolife.cli import app, main
-from calolife.cli.options import parse_duration, parse_numbers, parse_time, parse_years
+from calolife.cli.options import parse_duration, parse_numbers, parse_time, parse_years, print_table
+from calolife.transparency.history import Block, Forecast
 
 SHARED = {
     "--seed": "Seed of every random number",
@@ -86,6 +88,37 @@ def test_backtest_json_is_one_document_in_the_agreed_form(toy_csv: Path, capsys:
     assert {row["mode"] for row in document["results"]} == {"window", "free-run"}
     assert {row["crystal"] for row in document["results"]} == {54000, 54001, 54002}
     assert not any(row["model"].endswith("-leak") for row in document["mean"])
+
+
+def test_a_backtest_prints_the_published_tasks(toy_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["transparency", "backtest", str(toy_csv), "--models", "ridge", "--train", "2016", "--test", "2017", "--quiet"]) == 0
+    printed = capsys.readouterr().out
+    assert all(task in printed for task in ("next-fill", "recovery", "year-to-year"))
+
+
+def test_a_table_keeps_its_units(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("times [s]", ["model", "fit [s]"], [["a", "1"]])
+    printed = capsys.readouterr().out
+    assert "times [s]" in printed
+    assert "fit [s]" in printed
+
+
+def test_drawn_curves_are_of_forecasts_that_saw_no_target(toy_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from calolife.transparency.baselines import Ridge
+
+    is_hidden = []
+    forecast = Ridge.forecast
+
+    def watched(self: Ridge, block: Block, *, origins: np.ndarray, horizon: int) -> Forecast:
+        if block.year == 2017:
+            is_hidden.append(bool(np.isnan(block.transparency[:, origins.max() :]).all()))
+        return forecast(self, block, origins=origins, horizon=horizon)
+
+    monkeypatch.setattr(Ridge, "forecast", watched)
+    argv = ["transparency", "backtest", str(toy_csv), "--models", "ridge", "--test", "2017", "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(argv) == 0
+    assert is_hidden
+    assert all(is_hidden)
 
 
 def test_leaky_rows_come_only_when_asked_for_and_are_named(toy_csv: Path, capsys: pytest.CaptureFixture[str]) -> None:

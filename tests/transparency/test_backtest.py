@@ -76,7 +76,7 @@ def test_window_count_is_the_published_formula(n_readings: int, n: int) -> None:
 def test_targets_are_readings_24_to_24_plus_24_n_in_both_modes() -> None:
     block = noise_block(2017, 107)  # n = 3
     model = Offset(1.01, [])
-    made = backtest({"offset": model}, TransparencyHistory((block,)), test_years=[2017], with_tasks=False, with_horizons=False)
+    made = backtest({"offset": model}, TransparencyHistory((block,)), test_years=[2017], tasks=(), horizons_s=())
     target, last = block.transparency[0, 24:96], np.repeat(block.transparency[0, [23, 47, 71]], 24)
     by_hand = {"window": mape_percent(1.01 * last, target), "free-run": mape_percent(1.01 * last[0], target)}
     for mode, value in by_hand.items():
@@ -104,7 +104,7 @@ def test_persistence_on_crystals_54000_and_54001_is_the_measured_one(cms_data: P
             lumi = table["delta_lumi"].to_numpy() * 1e-9
             blocks.append(Block(year, [xtal_id], [66], [xtal_id - 53999], time_s, lumi, table["calibration"].to_numpy()[None]))
     persistence = Offset(1.0, [])
-    made = backtest({"p": persistence}, TransparencyHistory(tuple(blocks)), test_years=[2017, 2018], with_tasks=False, with_horizons=False)
+    made = backtest({"p": persistence}, TransparencyHistory(tuple(blocks)), test_years=[2017, 2018], tasks=(), horizons_s=())
     for year, value in ((2017, 0.183), (2018, 0.224)):
         ours = made.score("p", "window", year).mean_mape_percent
         print(year, ours, value)
@@ -122,8 +122,8 @@ def test_free_run_shows_the_model_24_readings_and_no_more() -> None:
         TransparencyHistory((noise_block(2017, 500),)),
         test_years=[2017],
         modes=["free-run"],
-        with_tasks=False,
-        with_horizons=False,
+        tasks=(),
+        horizons_s=(),
     )
     ((block, origins, horizon),) = model.shown
     assert np.isnan(block.transparency[:, 24:]).all()
@@ -143,7 +143,7 @@ def test_no_call_of_a_backtest_shows_a_reading_after_its_last_origin(toy_history
 def test_last24_rows_show_24_readings_before_each_window() -> None:
     model = Offset(1.0, [])
     history = TransparencyHistory((noise_block(2017, 120),))
-    made = backtest({"m": model}, history, test_years=[2017], modes=["window"], with_tasks=False, with_horizons=False)
+    made = backtest({"m": model}, history, test_years=[2017], modes=["window"], tasks=(), horizons_s=())
     for block, (origin,), _ in model.shown[1:]:
         known = np.flatnonzero(np.isfinite(block.transparency).all(axis=0))
         assert known.tolist() == list(range(origin - 24, origin))
@@ -171,11 +171,41 @@ def test_forecast_movement_sees_a_model_that_looks_ahead(toy_history: Transparen
     assert forecast_movement(Peek(1.0, []), block, origins=np.array([24, 480]), horizon=24) > 1e-4
 
 
+def test_a_forecast_that_turns_nan_counts_as_moved(toy_history: TransparencyHistory) -> None:
+    @dataclass(frozen=True)
+    class Fragile(Offset):
+        def forecast(self, block: Block, *, origins, horizon: int) -> Forecast:
+            made = super().forecast(block, origins=origins, horizon=horizon)
+            low = (block.transparency[:, made.row[:, 0]] < 0.85)[:, :, None]
+            return replace(made, transparency=np.where(low, np.nan, made.transparency))
+
+    block = next(toy_history.of_year(2017))
+    assert forecast_movement(Fragile(1.0, []), block, origins=np.array([24]), horizon=24) == np.inf
+    unknown = Offset(1.0, [], half=np.nan)  # a model without intervals has none before or after
+    assert forecast_movement(unknown, block, origins=np.array([24]), horizon=24) == 0.0
+
+
+def test_readings_of_another_time_grid_move_no_honest_row_but_their_own(models: dict, toy_history: TransparencyHistory) -> None:
+    own = next(toy_history.of_year(2017))
+    other = Block(2017, [54358, 54359], [66, 66], [359, 360], own.time_s + 120.0, own.lumi_ifb, own.transparency[:2])
+    changed = other.transparency.copy()
+    changed[:, 24:] *= np.random.default_rng(0).uniform(0.5, 1.0, size=changed[:, 24:].shape)  # from the first target on
+    one, two = (
+        backtest(models, TransparencyHistory((own, replace(other, transparency=t))), test_years=[2017])
+        for t in (other.transparency, changed)
+    )
+    for before, after in zip(one.scores + one.tasks, two.scores + two.tasks, strict=True):
+        for name in ("mape_percent", "skill", "skill_low", "skill_high", "coverage68", "coverage95"):
+            a, b = getattr(before, name), getattr(after, name)
+            assert (a[:3] == b[:3]).all()  # crystals 54000 ... 54002
+        assert (before.mape_percent[3:] != after.mape_percent[3:]).all()
+
+
 def test_no_leaky_row_without_asking(toy_history: TransparencyHistory) -> None:
     model = Offset(1.0, [])
     with pytest.raises(ValueError, match="looks at the test year"):
         backtest({"lstm-leak": model}, toy_history, test_years=[2017])
-    made = backtest({"lstm-leak": model}, toy_history, test_years=[2017], allow_leak=True, with_tasks=False, with_horizons=False)
+    made = backtest({"lstm-leak": model}, toy_history, test_years=[2017], allow_leak=True, tasks=(), horizons_s=())
     assert {s.model for s in made.scores} == {"lstm-leak"}  # and no -last24 row of it
     assert all(np.isfinite(block.transparency).all() for block, _, _ in model.shown)
     assert all(row["leak"] for row in made.to_json_dict()["mean"])
@@ -188,9 +218,7 @@ def test_coverage_counts_readings_inside_the_interval() -> None:
     block = noise_block(2017, 2424)
     level = replace(block, transparency=np.concatenate([np.full((1, 24), 0.95), block.transparency[:, 24:]], axis=1))
     model = Offset(1.0, [], half=1e-3)  # one and two standard deviations of the noise about the level
-    made = backtest(
-        {"m": model}, TransparencyHistory((level,)), test_years=[2017], modes=["free-run"], with_tasks=False, with_horizons=False
-    )
+    made = backtest({"m": model}, TransparencyHistory((level,)), test_years=[2017], modes=["free-run"], tasks=(), horizons_s=())
     score = made.score("m", "free-run", 2017)
     for got, expected in ((score.coverage68[0], 0.6827), (score.coverage95[0], 0.9545)):
         assert got == pytest.approx(expected, abs=3 * np.sqrt(expected * (1 - expected) / 2400))  # binomial, 2400 targets
@@ -198,7 +226,7 @@ def test_coverage_counts_readings_inside_the_interval() -> None:
 
 def test_a_model_without_intervals_has_no_coverage(toy_history: TransparencyHistory) -> None:
     persistence = replace(fit_persistence(toy_history.select(years=[2016])), interval=IntervalTable.unknown())
-    made = backtest({"p": persistence}, toy_history, test_years=[2017], with_tasks=False, with_horizons=False)
+    made = backtest({"p": persistence}, toy_history, test_years=[2017], tasks=(), horizons_s=())
     assert all(row["coverage95"] is None for row in made.to_json_dict()["results"])
 
 
@@ -214,7 +242,7 @@ def test_paired_interval_covers_the_true_skill_as_often_as_it_says() -> None:
     block = noise_block(2017, 24 * 120, n_crystals=200, seed=3)
     made = backtest(
         {"level": Level(1.0, [])}, TransparencyHistory((block,)), test_years=[2017],
-        modes=["window"], with_last24=False, with_tasks=False, with_horizons=False,
+        modes=["window"], with_last24=False, tasks=(), horizons_s=(),
     )  # fmt: skip
     score = made.score("level", "window", 2017)
     true_skill = 1 - 1 / np.sqrt(2)
@@ -224,6 +252,18 @@ def test_paired_interval_covers_the_true_skill_as_often_as_it_says() -> None:
     low, high = score.mean_skill_interval
     assert low < true_skill < high
     assert high - low < np.median(score.skill_high - score.skill_low)
+
+
+def test_the_last_window_of_a_year_is_resampled_as_often_as_any() -> None:
+    n_windows = 40
+    transparency = np.full((1, 24 * (n_windows + 1)), 0.95)
+    transparency[:, -24:] = 0.90  # only the last window is off
+    block = replace(noise_block(2017, transparency.size), transparency=transparency)
+    made = backtest({"p": Offset(1.0, [])}, TransparencyHistory((block,)), test_years=[2017], modes=["window"], tasks=(), horizons_s=())
+    score = made.score("p", "window", 2017)
+    mean = np.mean(score.boot_mape / score.boot_weight)
+    # drawn Binomial(4 blocks, 10 of 40 windows) times: 1 +- sqrt(0.75) in each of 400 replicas
+    assert mean == pytest.approx(score.mape_percent[0], rel=3 * np.sqrt(0.75 / 400))
 
 
 # tasks and horizons
@@ -237,6 +277,36 @@ def test_recovery_is_forecast_from_the_first_reading_of_each_stop_to_its_end() -
     ((origins, horizon, is_target),) = task_runs(block, "recovery")
     assert (origins.tolist(), horizon, bool(is_target.all())) == ([101], 60, True)
     assert (block.lumi_ifb[100 : 101 + horizon - 1] == 0).all()
+
+
+def test_before_the_first_beam_of_a_year_nothing_recovers() -> None:
+    lumi = np.full(300, 0.01)
+    lumi[:100] = 0.0
+    lumi[104:160] = 0.0  # after four hours of commissioning, 0.04 /fb
+    assert task_runs(replace(noise_block(2017, 300), lumi_ifb=lumi), "recovery") == []
+
+
+def test_the_noise_of_the_luminosity_monitor_cuts_no_stop() -> None:
+    lumi = np.full(300, 0.01)
+    lumi[100:160] = 1e-5  # 2.4e-4 /fb per day
+    ((origins, horizon, _),) = task_runs(replace(noise_block(2017, 300), lumi_ifb=lumi), "recovery")
+    assert (origins.tolist(), horizon) == ([101], 60)
+
+
+def test_the_stops_of_the_machine_are_found_whole(cms_data: Path) -> None:
+    from calolife.storage import read_history
+
+    # LHC schedule: technical stops of September 2016, June and September 2018; days from the last beam to the next
+    expected = {2016: {"2016-09-09": 15.2}, 2018: {"2018-06-12": 13.9, "2018-09-10": 12.7}}
+    for year, stops in expected.items():
+        block = read_history(cms_data, xtal_ids=[54000], years=[year]).blocks[0]
+        found = {}
+        for (origin,), horizon, _ in task_runs(block, "recovery"):
+            first, last = block.time_s[origin - 1], block.time_s[origin + horizon - 1]
+            found[str(np.datetime64(int(first), "s").astype("datetime64[D]"))] = (last - first) / DAY_S
+        print(year, found, stops)
+        for day, length in stops.items():
+            assert found[day] == pytest.approx(length, abs=0.1)  # quoted to a tenth of a day
 
 
 def test_next_fill_targets_lie_about_one_inverse_femtobarn_ahead(toy_history: TransparencyHistory) -> None:
@@ -264,12 +334,25 @@ def test_horizon_error_is_that_of_the_reading_nearest_to_it() -> None:
     """Response falls by 1e-4 an hour: persistence is off by that times the horizon."""
     time_s = 3600.0 * np.arange(24 * 60) + 1.0
     block = Block(2017, [1], [1], [1], time_s, np.zeros(time_s.size), (1.0 - 1e-4 * time_s / 3600.0)[None])
-    made = backtest({"p": Offset(1.0, [])}, TransparencyHistory((block,)), test_years=[2017], modes=["window"], with_tasks=False)
+    made = backtest({"p": Offset(1.0, [])}, TransparencyHistory((block,)), test_years=[2017], modes=["window"], tasks=())
     (horizon,) = made.horizons
     expected = 1e-2 * horizon.horizon_s / 3600.0  # % of a response between 0.86 and 1
     some = horizon.n_targets > 0
     assert (horizon.mape_percent[some] > expected[some]).all()
     assert (horizon.mape_percent[some] < expected[some] / 0.85).all()
+
+
+def test_autumn_and_winter_count_at_every_horizon_they_hold() -> None:
+    """Read every hour for 40 days, then every 6 h: the steps to a horizon differ along the year."""
+    time_s = np.concatenate([3600.0 * np.arange(24 * 40), 40 * DAY_S + 6 * 3600.0 * np.arange(4 * 60)]) + 1.0
+    block = Block(2017, [1], [1], [1], time_s, np.zeros(time_s.size), np.full((1, time_s.size), 0.95))
+    model = Offset(1.0, [])
+    horizon_s = 14 * DAY_S
+    made = backtest({"m": model}, TransparencyHistory((block,)), test_years=[2017], modes=[], tasks=(), horizons_s=(horizon_s,))
+    origin_s = np.sort(np.concatenate([time_s[origins - 1] for _, origins, _ in model.shown]))
+    assert made.horizons[0].n_targets.tolist() == [origin_s.size] == [24]
+    # 24 origins evenly in readings: the last as late as its target allows, a tenth of the horizon given
+    assert time_s[-1] - 1.1 * horizon_s <= origin_s[-1] <= time_s[-1] - 0.9 * horizon_s
 
 
 # order, merging, JSON
@@ -319,7 +402,7 @@ def test_published_table_puts_ours_beside_the_published_range(result: BacktestRe
 
 
 def test_a_fitted_year_is_marked_in_sample(models: dict, toy_history: TransparencyHistory) -> None:
-    made = backtest(models, toy_history, test_years=[2016, 2017], modes=["window"], with_tasks=False, with_horizons=False)
+    made = backtest(models, toy_history, test_years=[2016, 2017], modes=["window"], tasks=(), horizons_s=())
     assert {(s.year, s.is_in_sample) for s in made.scores} == {(2016, True), (2017, False)}
 
 
@@ -338,8 +421,8 @@ def test_bad_arguments_are_refused(change: dict, message: str, models: dict, toy
         backtest(arguments["models"], toy_history, test_years=arguments["test_years"], modes=arguments["modes"])
 
 
-def test_a_year_of_47_readings_is_refused() -> None:
-    with pytest.raises(ValueError, match="47 readings hold no window"):
+def test_a_year_of_47_readings_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="crystal 1 has 47 readings in 2017; 48 or more are needed"):
         backtest({"m": Offset(1.0, [])}, TransparencyHistory((noise_block(2017, 47),)), test_years=[2017])
 
 

@@ -212,3 +212,43 @@ def test_origin_or_horizon_outside_the_year_is_refused(model, origins, horizon, 
 def test_a_training_span_of_a_day_is_refused(fit, train: TransparencyHistory) -> None:
     with pytest.raises(ValueError, match="longer"):
         fit(train.before(next(iter(train.blocks)).time_s[30]))
+
+
+# many crystals
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_intervals_of_many_crystals_are_calibrated_on_few(fit, train: TransparencyHistory, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = train.blocks[0]
+    many = block.crystals(np.arange(300) % block.n_crystals)
+    many = replace(many, xtal_id=np.arange(300), iphi=1 + np.arange(300))
+    n_crystals = []
+    kind = type(fit(train))
+    forecast = kind.forecast
+
+    def counted(self, block: Block, *, origins, horizon: int):
+        n_crystals.append(block.n_crystals)
+        return forecast(self, block, origins=origins, horizon=horizon)
+
+    monkeypatch.setattr(kind, "forecast", counted)
+    model = fit(TransparencyHistory((many,)))
+    assert max(n_crystals) <= 20
+    assert np.isfinite(model.interval.half95).all()
+
+
+def test_a_ring_that_lacks_a_year_is_fitted_on_the_other(toy_history: TransparencyHistory) -> None:
+    first, second = toy_history.blocks
+    late = replace(second.crystals([2]), ieta=np.array([5]))
+    model = fit_ridge(TransparencyHistory((first.crystals([0, 1]), second.crystals([0, 1]), replace(late, time_s=late.time_s + 60.0))))
+    assert model.ring_ieta.tolist() == [5, 66]
+    made = model.forecast(late, origins=np.array([480]), horizon=24)
+    own = fit_ridge(TransparencyHistory((second,))).forecast(late, origins=np.array([480]), horizon=24)
+    persistence = np.abs(late.transparency[:, 479:480] - late.transparency[:, 480:504]).mean()
+    assert np.abs(made.transparency - own.transparency).mean() < 0.1 * persistence  # the same law from the same readings
+
+
+def test_a_ring_without_enough_readings_is_refused_by_name(toy_history: TransparencyHistory) -> None:
+    first, _ = toy_history.blocks
+    short = replace(first.crystals([2]), ieta=np.array([5])).readings(0, 40)
+    with pytest.raises(ValueError, match="ring 5 has no 48 readings in a row"):
+        fit_ridge(TransparencyHistory((first.crystals([0, 1]), short)))

@@ -91,6 +91,22 @@ def test_crystals_with_times_of_their_own_are_forecast_apart(ridge: Ridge, toy_h
     assert ahead[1].last_s == now_s - 3600.0 + 120.0
 
 
+def test_a_silent_crystal_is_named_and_the_rest_forecast(ridge: Ridge, toy_history: TransparencyHistory) -> None:
+    block = next(toy_history.of_year(2017))
+    silent = Block(2017, [54359], [66], [360], block.time_s[:300], block.lumi_ifb[:300], block.transparency[:1, :300])
+    both = TransparencyHistory((silent, block))
+    now_s = day_of_2017(toy_history, 30)
+    schedule = plan(now_s, days=3, ifb_per_day=0.4)
+    with pytest.warns(UserWarning, match="left out: crystal 54359"):
+        ahead = forecast_ahead(ridge, both, schedule=schedule, horizon_s=3 * DAY_S, from_s=now_s)
+    alone = forecast_ahead(ridge, toy_history, schedule=schedule, horizon_s=3 * DAY_S, from_s=now_s)
+    assert [o.block.xtal_id.tolist() for o in ahead] == [[54000, 54001, 54002]]
+    assert (ahead[0].forecast.transparency == alone[0].forecast.transparency).all()
+    with pytest.warns(UserWarning, match="left out: crystal 54359"):
+        scores = rescore_outlook(ridge, both, schedule=schedule, from_s=now_s, horizon_s=3 * DAY_S)
+    assert {s.xtal_id for s in scores} == {54000, 54001, 54002}
+
+
 def test_delivered_as_planned_scores_the_same(ridge: Ridge, toy_history: TransparencyHistory) -> None:
     block = next(toy_history.of_year(2017))
     now_s = day_of_2017(toy_history, 30)

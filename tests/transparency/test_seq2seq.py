@@ -353,3 +353,19 @@ def test_a_missing_reading_before_the_origin_is_refused(model):
     transparency[1, 90] = np.nan
     with pytest.raises(ValueError, match="crystal 54001 has no reading at row 90"):
         model.forecast(block_with(BLOCK, transparency), origins=np.array([100]), horizon=24)
+
+
+def test_intervals_of_many_crystals_are_calibrated_on_few(monkeypatch):
+    n_crystals = []
+    forecast = Lstm.forecast
+
+    def counted(self, block, *, origins, horizon):
+        n_crystals.append(block.n_crystals)
+        return forecast(self, block, origins=origins, horizon=horizon)
+
+    monkeypatch.setattr(Lstm, "forecast", counted)
+    many = BLOCK.crystals(np.arange(60) % BLOCK.n_crystals)
+    many = replace(many, xtal_id=np.arange(60), iphi=1 + np.arange(60))
+    model = quick(TransparencyHistory((many,)))
+    assert 0 < max(n_crystals) <= 20
+    assert np.isfinite(model.interval.half95).all()

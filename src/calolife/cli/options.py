@@ -240,7 +240,8 @@ def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     # a table in a file or a pipe must not be folded to the 80 columns assumed there
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160).print(table)
+    # no markup: a unit such as [s] is text
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, markup=False).print(table)
 
 
 def say(text: str, *, quiet: bool) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def save_comparison(run: Run, comparison: Comparison, tested: TransparencyHistor
 
     from calolife.plots import plot_coverage, plot_forecast, plot_horizon, plot_mape, plot_response
     from calolife.runs import write_json, write_metrics, write_plot, write_table
-    from calolife.transparency.backtest import WINDOW, window_count
+    from calolife.transparency.backtest import WINDOW, known_before, window_count
 
     result = comparison.result
     document = comparison.to_json_dict()
@@ -138,25 +138,40 @@ def save_comparison(run: Run, comparison: Comparison, tested: TransparencyHistor
             block = next(tested.of_year(year)).crystals([0])
             n = window_count(block.n_readings)
             origins, horizon = (WINDOW * np.arange(1, n + 1), WINDOW) if mode == "window" else (np.array([WINDOW]), WINDOW * n)
-            made = model.forecast(block, origins=origins, horizon=horizon)
+            made = model.forecast(known_before(block, int(origins[-1])), origins=origins, horizon=horizon)
             axes = plot_forecast(block, made, xtal_id=int(block.xtal_id[0]))
             truth = block.transparency[0, made.row.ravel()]
             write_plot(run, f"curves-{mode}-{year}", axes, forecast_table(block, made).with_columns(reading=truth))
 
 
 def print_backtest(comparison: Comparison) -> None:
-    """Mean scores as a table."""
+    """Mean scores as a table, and the published tasks as a second one."""
+    document = comparison.to_json_dict()
     rows = []
-    for mean in comparison.to_json_dict()["mean"]:
-        name = mean["model"].replace("default", f"default ({comparison.default[mean['mode']]})", 1)
-        skill = "" if mean["skill"] is None else f"{_two(mean['skill'])} [{_two(mean['skill_low'])}, {_two(mean['skill_high'])}]"
+    for mean in document["mean"]:
         rows.append(
-            [f"{name}{', fitted year' if mean['in_sample'] else ''}", mean["mode"], str(mean["year"]), f"{mean['mape_percent']:.3f}", skill,
+            [_called(mean, comparison.default[mean["mode"]]), mean["mode"], str(mean["year"]), f"{mean['mape_percent']:.3f}", _skill(mean),
              percent(mean["coverage68"]), percent(mean["coverage95"]), _seconds(mean["fit_s"]), _seconds(mean["forecast_s"])]
         )  # fmt: skip
     header = ["model", "mode", "year", "MAPE [%]", "skill [95 %]", "in 68 %", "in 95 %", "fit [s]", "forecast [s]"]
     n = comparison.result.scores[0].xtal_id.size
     print_table(f"mean over {n} crystal{'s' * (n != 1)}; skill is against repeating the last reading", header, rows)
+    tasks = []
+    for mean in document["tasks"]:
+        mode = "free-run" if mean["task"] == "year-to-year" else "window"
+        called = _called(mean, comparison.default[mode])
+        tasks.append([called, mean["task"], str(mean["year"]), f"{mean['mape_percent']:.3f}", _skill(mean), str(mean["n_targets"])])
+    if tasks:
+        print_table("the published tasks", ["model", "task", "year", "MAPE [%]", "skill [95 %]", "readings"], tasks)
+
+
+def _called(mean: Mapping[str, Any], default: str) -> str:
+    name = mean["model"].replace("default", f"default ({default})", 1)
+    return f"{name}{', fitted year' if mean['in_sample'] else ''}"
+
+
+def _skill(mean: Mapping[str, Any]) -> str:
+    return "" if mean["skill"] is None else f"{_two(mean['skill'])} [{_two(mean['skill_low'])}, {_two(mean['skill_high'])}]"
 
 
 def mean_metrics(result: BacktestResult) -> dict[str, Metric]:

@@ -404,17 +404,23 @@ def table(
     by_cell = {(r.layout, r.strategy, r.mode, r.year): r for r in rows}
     published = {(r.mode, r.year): r.published_percent for r in rows}
     scores = {(s.model, s.mode, s.year): s.mean_mape_percent for s in result.scores}
-    lines = [["published, lowest-highest"] + [_range(published[c]) for c in columns]]
+    seconds = {name: f"{value:.1f}" for name, value in result.fit_seconds.items()}
+    lines = [["published, lowest-highest", *(_range(published[c]) for c in columns), ""]]
     for layout in ("Model-S", "Model-R"):
         for strategy in ("R", "M", "T"):
             honest = f"lstm-{layout[-1].lower()}-{strategy.lower()}"
-            lines.append([f"{layout} {strategy}, leak"] + [f"{by_cell[layout, strategy, *c].ours_percent:.3f}" for c in columns])
-            lines.append([f"{layout} {strategy}"] + [_cell(scores.get((honest, *c))) for c in columns])
-    lines.append(["default, no leak"] + [_cell(scores.get(("default", *c))) for c in columns])
+            leak = [f"{by_cell[layout, strategy, *c].ours_percent:.3f}" for c in columns]
+            lines.append([f"{layout} {strategy}, leak", *leak, seconds[honest]])
+            lines.append([f"{layout} {strategy}", *(_cell(scores.get((honest, *c))) for c in columns), seconds[honest]])
+    lines.append(["default, no leak", *(_cell(scores.get(("default", *c))) for c in columns), seconds["default"]])
     size = "the published size" if published_size else "scaled down; --published-size for the published one"
-    title = f"mean MAPE [%] over {history.xtal_ids.size} crystals; hidden size {hidden}, {epochs} epochs ({size})"
-    print_table(title, ["model", *(f"{mode} {year}" for mode, year in columns)], lines)
+    n_crystals = result.scores[0].xtal_id.size
+    title = f"mean MAPE [%] over {n_crystals} crystal{'s' * (n_crystals != 1)}; hidden size {hidden}, {epochs} epochs ({size})"
+    header = [f"{mode} {year}{', fitted' if year in train_years else ''}" for mode, year in columns]
+    print_table(title, ["model", *header, "fit [s]"], lines)
     print("leak: scaled with the test year's own mean and spread, as published; R, M, T: recursive, mixed, teacher-forced")
+    if fitted := [str(y) for y in test_years if y in train_years]:
+        print(f"fitted: the models were fitted to {', '.join(fitted)}; no forecast of a new year")
 
 
 def scan(

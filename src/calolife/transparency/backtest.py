@@ -33,6 +33,7 @@ __all__ = [
     "HORIZONS_S",
     "LEAK_SUFFIX",
     "MODES",
+    "SHORT_HORIZON_S",
     "TASKS",
     "BacktestResult",
     "HorizonScore",
@@ -40,6 +41,7 @@ __all__ = [
     "TableRow",
     "backtest",
     "forecast_movement",
+    "known_before",
     "mape_percent",
     "merge_results",
     "published_table",
@@ -47,6 +49,7 @@ __all__ = [
     "window_count",
 ]
 
+SHORT_HORIZON_S = 7 * 86400.0  # chosen: to a week ahead a forecast is a matter of the last readings, beyond it of the luminosity
 HORIZONS_S = tuple(3600.0 * h for h in (6, 12, 24, 72, 168, 336, 720, 1440, 2160))  # 6 h ... 90 d
 
 WINDOW = 24  # readings: the published encoder and decoder length and stride
@@ -55,7 +58,8 @@ _WEEK_WINDOWS = 10  # chosen: 10 windows of 24 readings are a week, longer than 
 _FREE_RUN_PARTS = 4  # chosen: free-run errors drift over months, so a quarter of the year is resampled at a time
 _MOST_CRYSTALS = 2000  # chosen: larger blocks are scored ring by ring to bound memory
 _MOST_VALUES = 20_000_000  # chosen: forecast values held at once, 160 MB an array
-_NO_LUMI_IFB = 1e-6  # chosen: a millionth of a good fill: the detector sees no beam
+_STOP_IFB_PER_DAY = 0.01  # chosen: 2 % of a good day; the luminosity monitor's noise and beam tests stay below it in a stop
+_DELIVERED_IFB = 0.1  # chosen: a quarter of a day of beam; before it there is no damage to recover from
 _STOP_S = 2 * 86400.0  # a stop of two days or more is a recovery
 _NEXT_FILL_IFB = (0.75, 1.25)  # the published "next fill": about 1 /fb ahead
 
@@ -103,8 +107,8 @@ def backtest(
     modes: Sequence[str] = MODES,
     fit_seconds: Mapping[str, float] | None = None,
     with_last24: bool = True,
-    with_tasks: bool = True,
-    with_horizons: bool = True,
+    tasks: Sequence[str] = TASKS,
+    horizons_s: Sequence[float] = HORIZONS_S,
     allow_leak: bool = False,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -122,8 +126,10 @@ def backtest(
     fit_seconds : mapping of name to float [s], optional
     with_last24 : bool
         Add rows ``<model>-last24``: window mode, the model sees nothing of the year but the 24 readings before each window.
-    with_tasks, with_horizons : bool
-        Score the published tasks; measure error against horizon.
+    tasks : sequence of str
+        Published tasks to score, names in `TASKS`; none when empty.
+    horizons_s : sequence of float [s]
+        Horizons to measure the error at; none when empty.
     allow_leak : bool
         Accept ``-leak`` models.
     seed : int
@@ -138,7 +144,8 @@ def backtest(
     Raises
     ------
     ValueError
-        No model, an unknown mode, a year that the history does not have, a year too short, a leaky model without `allow_leak`.
+        No model, an unknown mode or task, a year that the history does not have, a crystal-year too short, a leaky model
+        without `allow_leak`.
 
     Notes
     -----
@@ -151,11 +158,15 @@ def backtest(
         raise ValueError(f"{len(models)} models and {len(years)} test years; give at least one of each")
     if unknown := sorted(set(modes) - set(MODES)):
         raise ValueError(f"mode {unknown[0]!r} is not one of {', '.join(MODES)}")
+    if unknown := sorted(set(tasks) - set(TASKS)):
+        raise ValueError(f"task {unknown[0]!r} is not one of {', '.join(TASKS)}")
     if leaky := sorted(name for name in models if is_leaky(name) and not allow_leak):
         raise ValueError(f"model {leaky[0]!r} looks at the test year; ask for leaky rows explicitly or leave it out")
     tested = history.select(years=years)
     for block in tested.blocks:
-        window_count(block.n_readings)
+        if block.n_readings < 2 * WINDOW:
+            which = f"crystal {block.xtal_id[0]} has {block.n_readings} readings in {block.year}"
+            raise ValueError(f"{which}; {2 * WINDOW} or more are needed to score it: leave it out")
         if (future := np.isnan(block.transparency.sum(axis=1))).any():
             first = block.xtal_id[future][0]
             raise ValueError(f"crystal {first} has readings in {block.year} that are still to come (NaN); score past years only")
@@ -164,7 +175,7 @@ def backtest(
         if progress is not None:
             progress(f"{name}: {what}, {year}")
 
-    scores, tasks, horizons = [], [], []
+    scores, of_tasks, horizons = [], [], []
     for year in years:
         blocks = list(tested.of_year(year))
         for name, model in models.items():
@@ -178,21 +189,18 @@ def backtest(
             if with_last24 and "window" in modes and name != "persistence" and not is_leaky(name):
                 tell(name, "window from 24 readings", year)
                 scores.append(join_scores([_scored_last24(name, model, block, seed=seed) for block in _parts(blocks)]))
-            if with_tasks:
-                for task in TASKS:
-                    tell(name, task, year)
-                    if task == "year-to-year" and "free-run" in made:
-                        tasks.append(replace(made["free-run"], mode=task))
-                        continue
-                    found = [
-                        _scored(name, task, model, block, runs, seed=seed) for block in _parts(blocks) if (runs := task_runs(block, task))
-                    ]
-                    if found:
-                        tasks.append(join_scores(found))
-            if with_horizons:
+            for task in tasks:
+                tell(name, task, year)
+                if task == "year-to-year" and "free-run" in made:
+                    of_tasks.append(replace(made["free-run"], mode=task))
+                    continue
+                found = [_scored(name, task, model, block, runs, seed=seed) for block in _parts(blocks) if (runs := task_runs(block, task))]
+                if found:
+                    of_tasks.append(join_scores(found))
+            if horizons_s:
                 tell(name, "error against horizon", year)
-                horizons.append(_horizons(name, model, year, _parts(blocks)))
-    return BacktestResult(tuple(scores), tuple(tasks), tuple(horizons), dict(fit_seconds or {}))
+                horizons.append(_horizons(name, model, year, _parts(blocks), np.array(horizons_s, dtype=np.float64)))
+    return BacktestResult(tuple(scores), tuple(of_tasks), tuple(horizons), dict(fit_seconds or {}))
 
 
 def task_runs(block: Block, task: str) -> list[tuple[IntArray, int, NDArray[np.bool_]]]:
@@ -203,7 +211,8 @@ def task_runs(block: Block, task: str) -> list[tuple[IntArray, int, NDArray[np.b
     block : Block
     task : {"next-fill", "recovery", "year-to-year"}
         Next fill: readings by which 0.75 to 1.25 /fb were delivered since the last known reading, from every 48th
-        reading. Recovery: from the first reading of each stop of two days or more to its end. Year to year: the free run.
+        reading. Recovery: from the first reading of each stop of two days or more to its end; a stop is readings between
+        which less than 0.01 /fb per day was delivered, after at least 0.1 /fb in the year. Year to year: the free run.
 
     Returns
     -------
@@ -227,9 +236,13 @@ def task_runs(block: Block, task: str) -> list[tuple[IntArray, int, NDArray[np.b
         return [(origins[some], horizon, is_target[some])] if some.any() else []
     if task == "recovery":
         runs = []
-        idle = np.concatenate([[False], block.lumi_ifb[:-1] <= _NO_LUMI_IFB, [False]])
+        delivered = np.concatenate([[0.0], np.cumsum(block.lumi_ifb[:-1])])
+        is_idle = block.lumi_ifb[:-1] * 86400.0 < _STOP_IFB_PER_DAY * np.diff(block.time_s)
+        idle = np.concatenate([[False], is_idle, [False]])
         edges = np.flatnonzero(np.diff(idle.astype(np.int8)))
         for first, last in edges.reshape(-1, 2):  # no beam between readings first and last
+            if delivered[first] < _DELIVERED_IFB:
+                continue
             origin = max(int(first) + 1, WINDOW)
             horizon = int(last) + 1 - origin
             if horizon >= 2 and block.time_s[last] - block.time_s[origin - 1] >= _STOP_S:
@@ -253,7 +266,7 @@ def forecast_movement(model: _Forecaster, block: Block, *, origins: IntArray, ho
     Returns
     -------
     float
-        In units of transparency.
+        In units of transparency; inf if a forecast turns NaN.
     """
     rng = np.random.default_rng(seed)
     together = model.forecast(block, origins=np.asarray(origins, dtype=np.int64), horizon=horizon)
@@ -263,9 +276,20 @@ def forecast_movement(model: _Forecaster, block: Block, *, origins: IntArray, ho
         changed[:, origin:] *= rng.uniform(0.5, 1.0, size=changed[:, origin:].shape)
         alone = model.forecast(replace(block, transparency=changed), origins=np.array([origin]), horizon=horizon)
         for name in ("transparency", "half68", "half95"):
-            moved = np.abs(getattr(alone, name)[:, 0] - getattr(together, name)[:, w])
-            worst = max(worst, float(np.nanmax(moved, initial=0.0)))
+            one, other = getattr(alone, name)[:, 0], getattr(together, name)[:, w]
+            moved = np.abs(one - other)
+            if name != "transparency":  # a model without intervals has none in both
+                moved = np.where(np.isnan(one) & np.isnan(other), 0.0, moved)
+            worst = max(worst, float(np.where(np.isnan(moved), np.inf, moved).max()))
     return worst
+
+
+def known_before(block: Block, stop: int) -> Block:
+    """The block as it was known before reading `stop`: later readings are NaN, their flags gone; times and luminosity stay."""
+    transparency, flag = block.transparency.copy(), np.array(block.flag)
+    transparency[:, stop:] = np.nan
+    flag[:, stop:] = 0
+    return replace(block, transparency=transparency, flag=flag)
 
 
 _Runs = list[tuple[IntArray, int, NDArray[np.bool_]]]
@@ -281,14 +305,6 @@ def _parts(blocks: Iterable[Block]) -> Iterator[Block]:
                 yield block.crystals(block.ieta == ieta)
 
 
-def _known(block: Block, stop: int) -> Block:
-    """The block as it was known before reading `stop`: later readings and their flags are gone, times and luminosity stay."""
-    transparency, flag = block.transparency.copy(), np.array(block.flag)
-    transparency[:, stop:] = np.nan
-    flag[:, stop:] = 0
-    return replace(block, transparency=transparency, flag=flag)
-
-
 def _mode_runs(mode: str, block: Block) -> _Runs:
     n = window_count(block.n_readings)
     if mode == "window":
@@ -301,7 +317,7 @@ def _forecasts(name: str, model: _Forecaster, block: Block, origins: IntArray, h
     step = max(1, _MOST_VALUES // (block.n_crystals * horizon))
     for first in range(0, origins.size, step):
         some = slice(first, first + step)
-        known = block if is_leaky(name) else _known(block, int(origins[some].max()))
+        known = block if is_leaky(name) else known_before(block, int(origins[some].max()))
         started = time.perf_counter()
         made = model.forecast(known, origins=origins[some], horizon=horizon)
         yield some, made, time.perf_counter() - started
@@ -386,52 +402,59 @@ def _score(
 
 
 def _block_counts(n_units: int, length: int, *, seed: int) -> FloatArray:
-    """How often each unit is drawn when blocks of neighbours are, (replica, unit).
+    """How often each unit is drawn when blocks of neighbours are, (replica, unit); the last unit's neighbour is the first.
 
     Blocks start at the same fractions of the year on every time grid, so that crystals read at other minutes are resampled together.
     """
     length = max(1, min(length, n_units))
     n_blocks = -(-n_units // length)
     start_fraction = np.random.default_rng(seed).random((_N_BOOT, n_blocks))
-    start = (start_fraction * (n_units - length + 1)).astype(np.int64)
-    drawn = (start[:, :, None] + np.arange(length)).reshape(_N_BOOT, -1)[:, :n_units]
+    start = (start_fraction * n_units).astype(np.int64)
+    drawn = ((start[:, :, None] + np.arange(length)) % n_units).reshape(_N_BOOT, -1)[:, :n_units]
     flat = drawn + n_units * np.arange(_N_BOOT)[:, None]
     return np.bincount(flat.ravel(), minlength=_N_BOOT * n_units).reshape(_N_BOOT, n_units).astype(np.float64)
 
 
-def _horizons(name: str, model: _Forecaster, year: int, blocks: Iterable[Block]) -> HorizonScore:
-    horizon_s = np.array(HORIZONS_S)
+def _horizons(name: str, model: _Forecaster, year: int, blocks: Iterable[Block], horizon_s: FloatArray) -> HorizonScore:
     error, n = np.zeros(horizon_s.size), np.zeros(horizon_s.size, dtype=np.int64)
-    short = horizon_s <= 7 * 86400.0
+    short = horizon_s <= SHORT_HORIZON_S
     for block in blocks:
         for group, n_origins in ((short, 96), (~short, 24)):  # chosen: every few days, every fortnight
             within = [h for h in np.flatnonzero(group) if block.time_s[-1] - block.time_s[WINDOW - 1] >= horizon_s[h]]
             if not within:
                 continue
-            origins, target = _horizon_targets(block, horizon_s[within], n_origins)
-            if not origins.size:
-                continue
-            length = int((target - origins[:, None]).max()) + 1
-            for some, made, _ in _forecasts(name, model, block, origins, length):
-                for k, h in enumerate(within):
-                    hit = target[some, k] >= 0
-                    step = (target[some, k] - origins[some])[hit]
-                    reading = block.transparency[:, target[some, k][hit]]
-                    error[h] += (100 * np.abs(made.transparency[:, np.flatnonzero(hit), step] - reading) / reading).sum()
-                    n[h] += reading.size
+            every, targets = _horizon_targets(block, horizon_s[within], n_origins)
+            for origins, target in _of_one_length(every, targets, block.n_readings):
+                length = int((target - origins[:, None]).max()) + 1
+                for some, made, _ in _forecasts(name, model, block, origins, length):
+                    for k, h in enumerate(within):
+                        hit = target[some, k] >= 0
+                        step = (target[some, k] - origins[some])[hit]
+                        reading = block.transparency[:, target[some, k][hit]]
+                        error[h] += (100 * np.abs(made.transparency[:, np.flatnonzero(hit), step] - reading) / reading).sum()
+                        n[h] += reading.size
     return HorizonScore(name, year, horizon_s, error, n)
+
+
+def _of_one_length(origins: IntArray, target: IntArray, n_readings: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """Origins that can be forecast together, to the farthest target of any; then, one by one, those too late in the year for it."""
+    if not origins.size:
+        return
+    fits = origins + int((target - origins[:, None]).max()) < n_readings
+    if fits.any():
+        yield origins[fits], target[fits]
+    for w in np.flatnonzero(~fits):
+        yield origins[w : w + 1], target[w : w + 1]
 
 
 def _horizon_targets(block: Block, horizon_s: FloatArray, n_origins: int) -> tuple[IntArray, IntArray]:
     """Origins spread over the year, (window,), and the reading nearest to each horizon, (window, horizon); -1 where none is near."""
-    longest = horizon_s.max()
-    final = int(np.searchsorted(block.time_s, block.time_s[-1] - longest, side="right"))
-    origins = np.unique(np.linspace(WINDOW, max(final, WINDOW), n_origins).astype(np.int64))
+    final = int(np.searchsorted(block.time_s, block.time_s[-1] - horizon_s.min(), side="right"))
+    origins = np.unique(np.linspace(WINDOW, max(min(final, block.n_readings - 1), WINDOW), n_origins).astype(np.int64))
     wanted = block.time_s[origins - 1, None] + horizon_s
     above = np.clip(np.searchsorted(block.time_s, wanted), 1, block.n_readings - 1)
     target = np.where(block.time_s[above] - wanted < wanted - block.time_s[above - 1], above, above - 1)
     near = np.abs(block.time_s[target] - wanted) <= np.maximum(0.1 * horizon_s, 3600.0)  # chosen: a tenth of the horizon, at least an hour
     target = np.where(near & (target >= origins[:, None]), target, -1)
-    length = int((target - origins[:, None]).max()) + 1
-    fits = (origins + max(length, 1) <= block.n_readings) & (target >= 0).any(axis=1)
-    return origins[fits], target[fits]
+    some = (target >= 0).any(axis=1)
+    return origins[some], target[some]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from calolife.transparency.history import Block, FloatArray, Forecast, IntArray, TransparencyHistory
 from calolife.transparency.intervals import IntervalTable, interval_table, time_at_fraction
+from calolife.transparency.kinetics import sample_history
 
 __all__ = ["Persistence", "Ridge", "decaying_luminosity", "fit_persistence", "fit_ridge"]
 
@@ -67,7 +68,7 @@ class Persistence:
 
 
 def fit_persistence(history: TransparencyHistory, *, seed: int = 0) -> Persistence:
-    """Persistence with intervals calibrated on the last two fifths of the training span.
+    """Persistence with intervals calibrated on the last two fifths of the training span, on a sample of its crystals.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ def fit_persistence(history: TransparencyHistory, *, seed: int = 0) -> Persisten
         Not used; every fit takes one.
     """
     model = Persistence(history.years, IntervalTable.unknown())
-    return replace(model, interval=interval_table(model, history, start_s=time_at_fraction(history, 0.6)))
+    return replace(model, interval=interval_table(model, sample_history(history), start_s=time_at_fraction(history, 0.6)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,8 @@ def fit_ridge(history: TransparencyHistory, *, seed: int = 0) -> Ridge:
     Parameters
     ----------
     history : TransparencyHistory
-        Training span; penalties, kernels and intervals are chosen on its later part alone.
+        Training span; penalties, kernels and intervals are chosen on its later part alone, intervals on a sample of crystals.
+        A ring may lack a part of the span: it is judged on the parts it has.
     seed : int
         Not used: nothing is drawn.
 
@@ -192,7 +194,7 @@ def fit_ridge(history: TransparencyHistory, *, seed: int = 0) -> Ridge:
     """
     start_s = time_at_fraction(history, 0.6)
     probe = _fit_ridge(history.before(start_s))
-    return replace(_fit_ridge(history), interval=interval_table(probe, history, start_s=start_s))
+    return replace(_fit_ridge(history), interval=interval_table(probe, sample_history(history), start_s=start_s))
 
 
 def decaying_luminosity(time_s: FloatArray, lumi_ifb: FloatArray, tau_s: FloatArray) -> FloatArray:
@@ -317,7 +319,10 @@ def _fit_ridge(history: TransparencyHistory) -> Ridge:
     ring_ieta = np.unique(np.concatenate([b.ieta for b in history.blocks]))
     cuts = [-np.inf, *(time_at_fraction(history, f) for f in _FOLDS), np.inf]
     folds = [[_short_sums(history, int(i), start_s=cuts[k], stop_s=cuts[k + 1]) for k in range(len(cuts) - 1)] for i in ring_ieta]
-    if any(part.n == 0 for ring in folds for part in ring):
+    folds = [[part for part in ring if part.n] for ring in folds]
+    if empty := [int(i) for i, ring in zip(ring_ieta, folds, strict=True) if not ring]:
+        raise ValueError(f"ring {empty[0]} has no {2 * N_READ} readings in a row in the training span; train on a longer span")
+    if all(len(ring) == 1 for ring in folds):
         raise ValueError(f"a part of the training span has no {2 * N_READ} readings in a row; train on a longer span")
     error = np.zeros(_PENALTIES.size)
     short = []

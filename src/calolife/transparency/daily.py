@@ -17,6 +17,8 @@ __all__ = ["Outlook", "OutlookScore", "forecast_ahead", "repeat_until", "rescore
 
 _N_KNOWN = 24  # readings every forecaster needs before its origin
 _LONGEST_GAP_S = 86400.0  # chosen: a plan made today starts within a day of the last reading
+_MOST_NAMED = 20
+_SILENT_S = 86400.0  # chosen: a crystal is read every hour or less; a day without is a fault of its own
 
 
 class _Forecaster(Protocol):
@@ -121,7 +123,8 @@ def forecast_ahead(
     Warns
     -----
     UserWarning
-        The schedule starts up to a day after the last known reading: no luminosity is assumed between.
+        The schedule starts up to a day after the last known reading: no luminosity is assumed between. Crystals whose last
+        reading is more than a day older than the newest are named and not forecast.
     """
     now_s = max(float(b.time_s[-1]) for b in history.blocks) if from_s is None else from_s
     known = _known_blocks(history, now_s)
@@ -175,7 +178,7 @@ def rescore_outlook(
     Returns
     -------
     tuple of OutlookScore
-        Two per crystal: planned, delivered.
+        Two per crystal: planned, delivered. As in `forecast_ahead`, not for crystals that were silent.
 
     Raises
     ------
@@ -188,11 +191,14 @@ def rescore_outlook(
     interpolated. The difference of the two scores is what the error of the plan cost.
     """
     scores: list[OutlookScore] = []
-    year = _known_blocks(history, from_s)[0].year
-    for block in history.of_year(year):
+    known = _known_blocks(history, from_s)
+    forecast_ids = np.concatenate([b.xtal_id for b in known])
+    for block in history.of_year(known[0].year):
+        if block.xtal_id[0] not in forecast_ids:
+            continue
         n = int(np.searchsorted(block.time_s, from_s, side="right"))
         stop = int(np.searchsorted(block.time_s, from_s + horizon_s, side="right"))
-        if n < _N_KNOWN or stop <= n:
+        if stop <= n:
             continue
         seen = block.readings(0, stop)
         times = seen.time_s[n - 1 :]
@@ -218,7 +224,7 @@ def rescore_outlook(
 
 
 def _known_blocks(history: TransparencyHistory, now_s: float) -> Sequence[Block]:
-    """The blocks of the year that a time falls in, cut there."""
+    """The blocks of the year that a time falls in, cut there; those of crystals that are not read any more are left out."""
     started = [b for b in history.blocks if b.time_s[0] <= now_s]
     if not started:
         raise ValueError(f"no readings up to {_text(now_s)}; the first is of {_text(min(float(b.time_s[0]) for b in history.blocks))}")
@@ -230,7 +236,13 @@ def _known_blocks(history: TransparencyHistory, now_s: float) -> Sequence[Block]
             known.append(block.readings(0, n))
     if not known:
         raise ValueError(f"fewer than {_N_KNOWN} readings in {year} up to {_text(now_s)}; give more readings or a later time")
-    return known
+    newest_s = max(float(b.time_s[-1]) for b in known)
+    read = [b for b in known if b.time_s[-1] >= newest_s - _SILENT_S]
+    if len(read) < len(known):
+        silent = np.sort(np.concatenate([b.xtal_id for b in known if b.time_s[-1] < newest_s - _SILENT_S])).tolist()
+        named = ", ".join(map(str, silent[:_MOST_NAMED])) + (f" ... ({len(silent)} in all)" if len(silent) > _MOST_NAMED else "")
+        warnings.warn(f"not read in the day before {_text(newest_s)} and left out: crystal {named}", stacklevel=3)
+    return read
 
 
 def _reaching_back(schedule: LumiSchedule, last_s: float) -> LumiSchedule:

@@ -50,7 +50,8 @@ class Score:
     persistence_percent : float array, (crystal,) [%]
         The same for the last known reading, repeated.
     skill, skill_low, skill_high : float array, (crystal,)
-        1 - MAPE / MAPE of persistence on the same readings, and its 95 % interval: paired, moving blocks of windows.
+        1 - MAPE / MAPE of persistence on the same readings, and its 95 % interval: paired, drawn in blocks of
+        neighbouring windows, the year closed to a circle.
     coverage68, coverage95 : float array, (crystal,)
         Fraction of the readings inside the intervals; NaN where the model gives none.
     boot_weight, boot_mape, boot_persistence : float array, (replica,)

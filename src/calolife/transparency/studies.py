@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,14 +11,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from calolife.transparency.backtest import backtest, mape_percent, window_count
+from calolife.transparency.backtest import HORIZONS_S, SHORT_HORIZON_S, TASKS, backtest, known_before, mape_percent, window_count
 from calolife.transparency.forecasters import DEFAULT_MODEL, MODELS, fit_model
 from calolife.transparency.history import Block, Forecast, IntArray, TransparencyHistory
-from calolife.transparency.scores import LEAK_SUFFIX, BacktestResult, TableRow, merge_results, published_table
+from calolife.transparency.scores import LEAK_SUFFIX, MODES, BacktestResult, HorizonScore, TableRow, merge_results, published_table
 
 __all__ = ["Comparison", "Network", "Rescaled", "compare_models", "fit_named", "resolve_name", "scan_lengths", "score_published_table"]
 
 _WINDOW = 24
+# to a week ahead the window model is used, beyond it the free-run one; each scores what it is used for
+_TASKS = {"window": tuple(t for t in TASKS if t != "year-to-year"), "free-run": ("year-to-year",)}
+_HORIZONS_S = {
+    "window": tuple(h for h in HORIZONS_S if h <= SHORT_HORIZON_S),
+    "free-run": tuple(h for h in HORIZONS_S if h > SHORT_HORIZON_S),
+}
 _STRATEGIES = {"R": "recursive", "M": "mixed", "T": "teacher"}
 
 Tell = Callable[[str, float, float], None]
@@ -50,7 +57,9 @@ class Network:
 class Rescaled:
     """Any forecaster, its forecasts shifted and stretched to the mean and spread of the readings they are compared with.
 
-    For comparison with published figures only: it knows the answer's average.
+    For comparison with published figures only: it knows the answer's average and spread over everything it is asked for at
+    once, in window mode and free run the whole year. Over less than a year that would be the answer itself, so no task
+    and no horizon is scored with it.
 
     Parameters
     ----------
@@ -185,7 +194,7 @@ def compare_models(
     network : Network, optional
     published_leak : bool
         Add rows ``<name>-leak``: the ``lstm`` with the test year's scales, as published; any other model with its forecasts
-        rescaled to the test year's mean and spread.
+        rescaled to the test year's mean and spread, in the two modes alone: no task, no horizon.
     checkpoint_dir : path, optional
         Fitted networks are kept here, one folder a model, and taken up after a kill.
     tell : function, optional
@@ -198,6 +207,11 @@ def compare_models(
     ------
     ValueError
         An unknown model, or what `backtest` refuses.
+
+    Notes
+    -----
+    The window mode scores next fill, recovery and horizons up to 7 days; the free run year to year and the longer
+    horizons. So ``default`` is, at each horizon and in each task, the model it would be used for.
     """
     wanted = {(name, mode): resolve_name(name, mode=mode) for name in dict.fromkeys(names) for mode in modes}
     test = tuple(test_years)
@@ -210,32 +224,64 @@ def compare_models(
         folder = None if checkpoint_dir is None else checkpoint_dir / model
         fitted[model] = fit_named(model, training, seed=seed, network=network, checkpoint_dir=folder, tell=tell)
         took[model] = time.perf_counter() - started
+    leaky = {model: _leaky(model, made) for model, made in fitted.items() if published_leak and model != "persistence"}
     rows: dict[tuple[str, str], _Forecaster] = {}
     for (name, mode), model in wanted.items():
         rows[name, mode] = fitted[model]
-        if published_leak and model != "persistence":
-            rows[name + LEAK_SUFFIX, mode] = _leaky(model, fitted[model])
+        if model in leaky:
+            rows[name + LEAK_SUFFIX, mode] = leaky[model]
     fit_s = {(name, mode): took[wanted[name.removesuffix(LEAK_SUFFIX), mode]] for name, mode in rows}
-    parts = []
-    for k, mode in enumerate(modes):
-        here = {name: row for (name, m), row in rows.items() if m == mode}
-        # a row called "default" holds another model in each mode, so modes are scored apart; the tasks of less than a
-        # week are a matter of the window model, the year-to-year one and the long horizons of the free-run model
-        result = backtest(
-            here, history, test_years=test, modes=[mode], fit_seconds={n: fit_s[n, mode] for n in here},
-            with_horizons=k == 0, allow_leak=published_leak, seed=seed,
-            progress=None if tell is None else lambda what: tell(f"score {what}", 0, 1),
-        )  # fmt: skip
-        tasks = tuple(t for t in result.tasks if (t.mode == "year-to-year") == (mode == "free-run") or len(modes) == 1)
-        parts.append(replace(result, tasks=tasks))
+    parts = [
+        _score_mode(mode, {name: row for (name, m), row in rows.items() if m == mode}, history, test_years=test, seed=seed, tell=tell)
+        for mode in modes  # a row called "default" holds another model in each mode
+    ]
     seconds: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.fit_seconds.items():
-            seconds[name] = max(value, seconds.get(name, 0.0))
+    for (name, _), value in fit_s.items():
+        seconds[name] = max(value, seconds.get(name, 0.0))
     joined = BacktestResult(
-        tuple(s for p in parts for s in p.scores), tuple(t for p in parts for t in p.tasks), parts[0].horizons, seconds
+        tuple(s for p in parts for s in p.scores), tuple(t for p in parts for t in p.tasks), _joined_horizons(parts), seconds
     )  # fmt: skip
     return Comparison(joined, rows, {mode: DEFAULT_MODEL[mode] for mode in modes}, fit_s)
+
+
+def _score_mode(
+    mode: str, rows: Mapping[str, _Forecaster], history: TransparencyHistory, *, test_years: Sequence[int], seed: int, tell: Tell | None
+) -> BacktestResult:
+    """Scores of one mode, each model once: a second name of it gets a copy of its rows."""
+    named: dict[int, list[str]] = {}
+    for name, row in rows.items():
+        named.setdefault(id(row), []).append(name)
+    scores, tasks, horizons = [], [], []
+    for names in named.values():
+        first, row = names[0], rows[names[0]]
+        whole_years_only = isinstance(row, Rescaled)
+        made = backtest(
+            {first: row}, history, test_years=test_years, modes=[mode], tasks=() if whole_years_only else _TASKS[mode],
+            horizons_s=() if whole_years_only else _HORIZONS_S[mode], allow_leak=first.endswith(LEAK_SUFFIX), seed=seed,
+            progress=None if tell is None else lambda what: tell(f"score {what}", 0, 1),
+        )  # fmt: skip
+        for name in names:
+            scores += [replace(s, model=name + s.model.removeprefix(first)) for s in made.scores]
+            tasks += [replace(t, model=name) for t in made.tasks]
+            horizons += [replace(h, model=name) for h in made.horizons]
+    order = {name: k for k, name in enumerate(rows)}
+    scores.sort(key=lambda s: (s.year, order[s.model.removesuffix("-last24")]))
+    tasks.sort(key=lambda t: (t.year, order[t.model]))
+    horizons.sort(key=lambda h: (h.year, order[h.model]))
+    return BacktestResult(tuple(scores), tuple(tasks), tuple(horizons))
+
+
+def _joined_horizons(results: Sequence[BacktestResult]) -> tuple[HorizonScore, ...]:
+    """One score per model and year, its horizons from all results."""
+    found: dict[tuple[str, int], list[HorizonScore]] = {}
+    for h in (h for r in results for h in r.horizons):
+        found.setdefault((h.model, h.year), []).append(h)
+    joined = []
+    for (model, year), parts in found.items():
+        horizon_s, error, n = (np.concatenate(a) for a in zip(*((p.horizon_s, p.error_percent, p.n_targets) for p in parts), strict=True))
+        order = np.argsort(horizon_s)
+        joined.append(HorizonScore(model, year, horizon_s[order], error[order], n[order]))
+    return tuple(joined)
 
 
 def _leaky(name: str, model: Any) -> _Forecaster:
@@ -271,18 +317,30 @@ def score_published_table(
     tuple of TableRow, BacktestResult
         The rows hold the leaky scores, as published; the result has the honest ones and the default's too.
 
+    Raises
+    ------
+    ValueError
+        No crystal was read in every year.
+
+    Warns
+    -----
+    UserWarning
+        Crystals that lack a year are left out of all rows.
+
     Notes
     -----
     Model-S is one network per crystal, Model-R one network for all crystals given, which need not be a full ring.
+    Fit seconds of Model-S are the sum over its networks, those of ``default`` the sum over the modes' models.
     """
-    wanted = tuple(years)
-    training = history.select(years=train_years)
+    wanted, fitted_years = tuple(years), tuple(train_years)
+    history = _read_every_year(history.select(years={*wanted, *fitted_years}))
+    training = history.select(years=fitted_years)
     results, cells = [], {}
     n_done, n_all = 0, len(_STRATEGIES) * (1 + training.xtal_ids.size)
 
     def score(models: Mapping[str, _Forecaster], part: TransparencyHistory) -> BacktestResult:
         return backtest(
-            models, part, test_years=wanted, with_last24=False, with_tasks=False, with_horizons=False, allow_leak=True, seed=seed
+            models, part, test_years=wanted, with_last24=False, tasks=(), horizons_s=(), allow_leak=True, seed=seed
         )  # fmt: skip
 
     for letter, strategy in _STRATEGIES.items():
@@ -291,19 +349,37 @@ def score_published_table(
             name = f"lstm-{layout}-{letter.lower()}"
             cells["Model-" + layout.upper(), letter] = name + LEAK_SUFFIX
             groups = [[int(x)] for x in training.xtal_ids] if layout == "s" else [training.xtal_ids.tolist()]
-            made = []
+            made, seconds = [], 0.0
             for ids in groups:
                 if tell is not None:
                     tell("networks", n_done, n_all)
+                started = time.perf_counter()
                 model = fit_named("lstm", training.select(xtal_ids=ids), seed=seed, network=settings)
+                seconds += time.perf_counter() - started
                 made.append(score({name: model, name + LEAK_SUFFIX: _leaky("lstm", model)}, history.select(xtal_ids=ids)))
                 n_done += 1
-            results.append(merge_results(made))
-    ours = compare_models(["default"], history, train_years=training.years, test_years=wanted, modes=("window", "free-run"), seed=seed)
-    results.append(replace(ours.result, tasks=(), horizons=()))
+            results.append(replace(merge_results(made), fit_seconds={name: seconds, name + LEAK_SUFFIX: seconds}))
+    ours = compare_models(["default"], history, train_years=training.years, test_years=wanted, modes=MODES, seed=seed)
+    own = {ours.default[mode]: ours.fit_s["default", mode] for mode in MODES}
+    results.append(replace(ours.result, fit_seconds={"default": sum(own.values())}))
     scores = tuple(s for r in results for s in r.scores)
     joined = BacktestResult(scores, fit_seconds={name: value for r in results for name, value in r.fit_seconds.items()})
     return published_table(joined, cells=cells, years=wanted), joined
+
+
+def _read_every_year(history: TransparencyHistory) -> TransparencyHistory:
+    """The crystals that every year of the history has."""
+    every = history.xtal_ids
+    common = every
+    for year in history.years:
+        common = np.intersect1d(common, history.select(years=[year]).xtal_ids)
+    years = ", ".join(map(str, history.years))
+    if not common.size:
+        raise ValueError(f"none of {every.size} crystals was read in each of {years}; choose other years or crystals")
+    if lost := np.setdiff1d(every, common).tolist():
+        named = ", ".join(map(str, lost[:4])) + (f" ... {lost[-1]} ({len(lost)} in all)" if len(lost) > 4 else "")
+        warnings.warn(f"left out, not read in each of {years}: crystal {named}", stacklevel=3)
+    return history.select(xtal_ids=common)
 
 
 def scan_lengths(
@@ -357,7 +433,7 @@ def scan_lengths(
                 origins = origins[origins >= first]
                 if not origins.size:
                     raise ValueError(f"{block.n_readings} readings in {year} are too few for a length of {max(lengths)}; leave it out")
-                made = model.forecast(block, origins=origins, horizon=_WINDOW)
+                made = model.forecast(known_before(block, int(origins[-1])), origins=origins, horizon=_WINDOW)
                 truth = block.transparency[:, made.row]
                 values += [mape_percent(made.transparency[c], truth[c]) for c in range(block.n_crystals)]
             found[str(year)][length] = float(np.mean(values))
