@@ -6,7 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import typer
 
@@ -41,8 +41,18 @@ app.add_typer(stage, name="transparency")
 app.command()(show.show)
 
 
+def _version(is_asked: bool) -> None:
+    if is_asked:
+        from importlib.metadata import version
+
+        print(f"calolife {version('calolife')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _stages() -> None:
+def _stages(
+    is_asked: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version and leave.")] = False,
+) -> None:
     pass
 
 

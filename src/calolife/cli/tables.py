@@ -171,7 +171,10 @@ def _called(mean: Mapping[str, Any], default: str) -> str:
 
 
 def _skill(mean: Mapping[str, Any]) -> str:
-    return "" if mean["skill"] is None else f"{_two(mean['skill'])} [{_two(mean['skill_low'])}, {_two(mean['skill_high'])}]"
+    if mean["skill"] is None:
+        return ""
+    around = "-" if mean["skill_low"] is None else f"{_two(mean['skill_low'])}, {_two(mean['skill_high'])}"
+    return f"{_two(mean['skill'])} [{around}]"
 
 
 def mean_metrics(result: BacktestResult) -> dict[str, Metric]:

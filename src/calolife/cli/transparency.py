@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from calolife.cli import tables
@@ -95,6 +96,8 @@ def train(
 
     years = parse_years(train, what="--train")
     name = resolve_name(model, mode="window")
+    if not 0 <= teacher_forcing <= 1:
+        raise ValueError(f"--teacher-forcing {teacher_forcing} must be a probability, 0 to 1")
     network = Network(
         hidden=hidden, epochs=epochs, strategy=strategy, teacher_forcing=teacher_forcing, encoder_length=length, decoder_length=length,
         stride=length, features=("time_step",) if time_step else (), patience=patience or None, device=pick_device(device),
@@ -127,6 +130,9 @@ def train(
         )
         return
     print(f"{name} fitted to {n} readings of {history.xtal_ids.size} crystals in {', '.join(map(str, years))}: {seconds:.1f} s, in {out}")
+
+
+_MOST_IFB_PER_DAY = 10.0  # chosen: more than twice what the HL-LHC is designed for
 
 
 def _centres(made: Any) -> dict[str, Metric]:
@@ -196,6 +202,14 @@ def forecast(
     if future == "nominal-week":
         schedule = repeat_until(schedule, from_s + horizon_s)
     inputs = [run, data] + ([] if future in SCHEDULE_NAMES else [Path(future)])
+    rate = schedule.lumi_ifb / (np.diff(schedule.time_s) / 86400.0)
+    if rate.max() > _MOST_IFB_PER_DAY:
+        raise ValueError(
+            f"--future {future}: {rate.max():.3g} /fb in a day; the LHC delivers about 1 (HL-LHC: 4), so lumi_ifb must be 1/fb per interval"
+        )
+    is_fitted = from_s <= _last_training_s(history, model)
+    if is_fitted:
+        say("the model was fitted to readings of this time: not a forecast but a description", quiet=quiet)
     with new_run(out, config=used_options(ctx), inputs=inputs, force=force) as made:
         outlooks = forecast_ahead(model, history, schedule=schedule, horizon_s=horizon_s, from_s=from_s, step_s=step_s)
         ahead = tables.outlook_table(outlooks)
@@ -221,6 +235,7 @@ def forecast(
             {
                 "model": model.name,
                 "from": tables.time_text(from_s),
+                "in_sample": is_fitted,
                 "run": str(out),
                 "metrics": _plain(metrics),
                 "forecast": ahead.to_dicts(),
@@ -229,8 +244,14 @@ def forecast(
         return
     ahead_text = f"{horizon} and {metrics['luminosity'].value:.2f} /fb ahead"
     print(f"{model.name}, {n_crystals} crystals from {tables.time_text(from_s)}, {ahead_text}:")
-    print(f"response x {mean:.4f} at the end, on average")
+    print(f"transparency at the end over that of the last reading: {mean:.4f}, mean over crystals")
+    print("the intervals hold for this luminosity; what an error of the plan costs is not in them")
     print(out / "forecast.parquet")
+
+
+def _last_training_s(history: TransparencyHistory, model: Any) -> float:
+    """Last reading [s] of the years that a model was fitted to."""
+    return max((float(b.time_s[-1]) for b in history.blocks if b.year in model.train_years), default=-math.inf)
 
 
 def rescore(

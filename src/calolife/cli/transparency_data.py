@@ -115,8 +115,8 @@ def info(data: Data, as_json: Json = False, quiet: Quiet = False, debug: Debug =
 def simulate(
     ctx: typer.Context,
     out: Out,
-    n_crystals: Annotated[int, typer.Option("--crystals", help="Crystals, spread over the detector; 75848 are all.")] = 100,
-    n_years: Annotated[int, typer.Option("--years", help="Years, from the first on.")] = 3,
+    n_crystals: Annotated[int, typer.Option("--crystals", min=1, help="Crystals, spread over the detector; 75848 are all.")] = 100,
+    n_years: Annotated[int, typer.Option("--years", min=1, max=30, help="Years, from the first on.")] = 3,
     ring: Annotated[
         str | None, typer.Option("--ring", help="Take the crystals from these rings (ieta) instead: 66 or 60-69.", show_default=False)
     ] = None,

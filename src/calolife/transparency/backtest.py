@@ -55,6 +55,7 @@ HORIZONS_S = tuple(3600.0 * h for h in (6, 12, 24, 72, 168, 336, 720, 1440, 2160
 WINDOW = 24  # readings: the published encoder and decoder length and stride
 _N_BOOT = 400  # chosen: the 2.5 % quantile then scatters by a tenth of the interval's width
 _WEEK_WINDOWS = 10  # chosen: 10 windows of 24 readings are a week, longer than a fill and its recovery
+_FEWEST_UNITS = 5  # chosen: fewer windows, resampled, say nothing of their scatter
 _FREE_RUN_PARTS = 4  # chosen: free-run errors drift over months, so a quarter of the year is resampled at a time
 _MOST_CRYSTALS = 2000  # chosen: larger blocks are scored ring by ring to bound memory
 _MOST_VALUES = 20_000_000  # chosen: forecast values held at once, 160 MB an array
@@ -392,6 +393,8 @@ def _score(
     with np.errstate(divide="ignore", invalid="ignore"):
         skill = 1 - error.sum(axis=1) / persistence.sum(axis=1)
         low, high = np.quantile(1 - boot_mape / boot_persistence, (0.025, 0.975), axis=0)
+    if n_units < _FEWEST_UNITS:
+        low = high = np.full(block.n_crystals, np.nan)
     each = np.ones(block.n_crystals, dtype=np.int64)
     return Score(
         name, mode, block.year, block.year in model.train_years, block.xtal_id, n_windows * each, n_targets * each,

@@ -367,8 +367,9 @@ def log_errors(strands: list[Strand], scale: FloatArray, log_tau_b: FloatArray) 
 
     Notes
     -----
-    Least absolute deviations: variance (J'J)^-1 / (2 f(0))^2 with f(0) the density of residuals at 0, times n/n_independent
-    for correlated noise. Derivatives are taken of the residuals after the amplitudes are fitted again, so what they can absorb does not count.
+    Least absolute deviations: variance (J'J)^-1 / (2 f(0))^2 with f(0) the density of residuals at 0, times
+    n/n_independent for correlated noise. Derivatives are taken of the residuals after the amplitudes are fitted
+    again, so what they can absorb does not count.
     """
 
     here = _residuals(strands, scale, np.exp(log_tau_b))

@@ -102,7 +102,9 @@ class Score:
 
     @property
     def mean_skill_interval(self) -> tuple[float, float]:
-        """95 % interval of the mean skill, paired, over crystals and windows."""
+        """95 % interval of the mean skill, paired, over crystals and windows; NaN with too few windows to resample."""
+        if np.isnan(self.skill_low).all():
+            return math.nan, math.nan
         low, high = np.quantile(1 - self.boot_mape / self.boot_persistence, (0.025, 0.975))
         return float(low), float(high)
 

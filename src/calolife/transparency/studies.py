@@ -14,6 +14,7 @@ import numpy as np
 from calolife.transparency.backtest import HORIZONS_S, SHORT_HORIZON_S, TASKS, backtest, known_before, mape_percent, window_count
 from calolife.transparency.forecasters import DEFAULT_MODEL, MODELS, fit_model
 from calolife.transparency.history import Block, Forecast, IntArray, TransparencyHistory
+from calolife.transparency.hybrid import fit_hybrid
 from calolife.transparency.scores import LEAK_SUFFIX, MODES, BacktestResult, HorizonScore, TableRow, merge_results, published_table
 
 __all__ = ["Comparison", "Network", "Rescaled", "compare_models", "fit_named", "resolve_name", "scan_lengths", "score_published_table"]
@@ -150,6 +151,13 @@ def fit_named(
     -------
     forecaster
     """
+    if name == "hybrid":
+        if tell is not None:
+            tell("fit hybrid", 0, 1)
+        return fit_hybrid(
+            history, seed=seed, checkpoint_dir=checkpoint_dir,
+            progress=None if tell is None else lambda done, n: tell("fit hybrid", done, n),
+        )  # fmt: skip
     if name != "lstm":
         if tell is not None:
             tell(f"fit {name}", 0, 1)
@@ -208,6 +216,11 @@ def compare_models(
     ValueError
         An unknown model, or what `backtest` refuses.
 
+    Warns
+    -----
+    UserWarning
+        Tested crystals that were not fitted, or a test year before the training years.
+
     Notes
     -----
     The window mode scores next fill, recovery and horizons up to 7 days; the free run year to year and the longer
@@ -217,6 +230,12 @@ def compare_models(
     test = tuple(test_years)
     history.select(years=test)  # refused before any model is fitted, not after
     training = history.select(years=train_years)
+    strange = np.setdiff1d(history.select(years=test).xtal_ids, training.xtal_ids)
+    if strange.size:
+        some = ", ".join(map(str, strange[:3]))
+        warnings.warn(f"{strange.size} tested crystals were not fitted ({some}): they are forecast as the mean of their ring", stacklevel=2)
+    if min(test) < min(training.years):
+        warnings.warn(f"{min(test)} lies before the training years: the state of the crystals then is not known", stacklevel=2)
     fitted: dict[str, _Forecaster] = {}
     took: dict[str, float] = {}
     for model in dict.fromkeys(wanted.values()):
