@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Columns",
     "RingYear",
+    "check_parts",
     "count_flags",
     "dataset_record",
     "describe",
@@ -104,6 +105,44 @@ def ring_years(path: Path) -> list[RingYear]:
     return sorted(found, key=lambda r: (r.ieta, r.year))
 
 
+def check_parts(path: Path, record: Mapping[str, Any], *, years: Sequence[int] | None = None, ieta: Sequence[int] | None = None) -> None:
+    """Check that the Parquet files of a dataset are there with the size they were written with.
+
+    Parameters
+    ----------
+    path : Path
+    record : mapping
+        As `dataset_record` gives it.
+    years, ieta : sequence of int, optional
+        Which partitions to look at.
+
+    Raises
+    ------
+    FileFormatError
+        One that is missing or has another size.
+
+    Notes
+    -----
+    Only sizes are compared: bytes changed in place show when they are read, if at all.
+    """
+    for p in record["partitions"]:
+        if (years is not None and p["year"] not in years) or (ieta is not None and p["ieta"] not in ieta):
+            continue
+        part = _part_path(path, p["ieta"], year=p["year"])
+        if not part.is_file():
+            raise FileFormatError(f"{part} is missing; restore it, or remove the dataset and ingest the readings again")
+        size = part.stat().st_size
+        if size != p.get("size_bytes", size):  # datasets of earlier versions do not say
+            raise FileFormatError(
+                f"{part} is damaged ({size} bytes, written with {p['size_bytes']}); "
+                "restore it, or remove the dataset and ingest the readings again"
+            )
+
+
+def _part_path(path: Path, ieta: int, *, year: int) -> Path:
+    return path / f"ieta={ieta}" / f"year={year}" / "part-0.parquet"
+
+
 def dataset_record(path: Path) -> dict[str, Any]:
     """What a dataset says about itself: sources, counts, units.
 
@@ -163,7 +202,7 @@ def write_ring_year(path: Path, ieta: int, *, year: int, columns: Columns, about
     )  # fmt: skip
     start = np.flatnonzero(np.r_[True, columns.xtal_id[1:] != columns.xtal_id[:-1]])
     edges = [*start[::_CRYSTALS_PER_GROUP].tolist(), columns.xtal_id.size]
-    target = path / f"ieta={ieta}" / f"year={year}" / "part-0.parquet"
+    target = _part_path(path, ieta, year=year)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     repeated = ["xtal_id", "iphi", "time", "lumi_ifb", "int_deliv_inv_ub", "flag"]
@@ -224,8 +263,8 @@ def write_history(histories: TransparencyHistory | Iterable[TransparencyHistory]
                 raise ValueError(f"ring {ieta} of {year} comes twice; give all its crystals at once")
             columns = _from_blocks(blocks)
             counts = count_flags(columns)
-            write_ring_year(path, ieta, year=year, columns=columns, about={**counts, "provenance": dict(provenance)})
-            partitions[ieta, year] = {"ieta": ieta, "year": year, **counts}
+            part = write_ring_year(path, ieta, year=year, columns=columns, about={**counts, "provenance": dict(provenance)})
+            partitions[ieta, year] = {"ieta": ieta, "year": year, **counts, "size_bytes": part.stat().st_size}
     listed = [partitions[k] for k in sorted(partitions)]
     write_dataset_record(path, {"complete": True, "sources": [], "provenance": dict(provenance), "partitions": listed})
 
@@ -259,6 +298,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     root = Path(path)
     if is_dataset(root):
         record = _must_be_complete(root)
+        check_parts(root, record)
         return {"path": str(root), "set_aside": {}, **record}
     groups: dict[tuple[int, int], list[Block]] = {}
     for block in read_history(root).blocks:
@@ -306,7 +346,7 @@ def read_history(
         files = [Path(p) for p in path] if several else [Path(path)]  # type: ignore[union-attr, arg-type]
         return read_files(files).select(years=wanted_years, xtal_ids=wanted_ids, ieta=wanted_rings)
     root = Path(path)  # type: ignore[arg-type]
-    _must_be_complete(root)
+    check_parts(root, _must_be_complete(root), years=wanted_years, ieta=wanted_rings)
     parts = ring_years(root)
     have_years, have_rings = sorted({p.year for p in parts}), sorted({p.ieta for p in parts})
     _must_have(root, have_years, wanted_years or [], what="year")
@@ -337,10 +377,12 @@ def iter_rings(path: str | Path, *, years: Iterable[int] | None = None, ieta: It
         for ring in sorted({int(e) for b in history.blocks for e in b.ieta}):
             yield history.select(ieta=[ring])
         return
-    _must_be_complete(root)
+    asked_years = None if years is None else [int(y) for y in years]
+    asked_rings = None if ieta is None else [int(e) for e in ieta]
+    check_parts(root, _must_be_complete(root), years=asked_years, ieta=asked_rings)
     parts = ring_years(root)
-    wanted_years = {p.year for p in parts} if years is None else {int(y) for y in years}
-    wanted = sorted({p.ieta for p in parts}) if ieta is None else sorted({int(e) for e in ieta})
+    wanted_years = {p.year for p in parts} if asked_years is None else set(asked_years)
+    wanted = sorted({p.ieta for p in parts} if asked_rings is None else set(asked_rings))
     for have, asked, what in (({p.year for p in parts}, wanted_years, "year"), ({p.ieta for p in parts}, set(wanted), "ring")):
         _must_have(root, sorted(have), asked, what=what)
     for ring in wanted:

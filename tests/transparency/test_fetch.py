@@ -175,6 +175,12 @@ def test_offline_says_what_to_download_and_where_to_put_it(tmp_path: Path) -> No
     assert "\n" not in line
 
 
+@pytest.mark.parametrize(("rings", "it"), [([66], "it"), ([66, -76], "them")])
+def test_offline_counts_the_files_to_put_there(tmp_path: Path, rings: list[int], it: str) -> None:
+    with pytest.raises(ConnectionError, match=rf"\), put {it} into "):
+        fetch(tmp_path / "raw", rings=rings, years=[2016], api="http://127.0.0.1:9/api")
+
+
 def test_offline_takes_files_that_were_put_there_by_hand(tmp_path: Path) -> None:
     (tmp_path / "plus_z_7.tar.gz").write_bytes(b"by hand")
     got = fetch(tmp_path, rings=[66], years=[2016], api="http://127.0.0.1:9/api")
@@ -192,6 +198,7 @@ def test_offline_takes_files_that_were_put_there_by_hand(tmp_path: Path) -> None
         ({"files": {"plus_z_7_2018.tar.gz": b"x"}}, {}, "has no archive of 2016"),
         ({}, {"rings": [0]}, "ring 0 does not exist"),
         ({}, {"rings": [125]}, "ring 125 does not exist"),
+        ({}, {"years": [2016, 2025]}, "year 2025 is not in the release; give 2016, 2017 or 2018"),
     ],
 )
 def test_a_request_that_cannot_be_met_gives_one_clear_line(

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from calolife.errors import FileFormatError
-from calolife.storage import read_history, ring_years
+from calolife.storage import describe, read_history, ring_years
 from calolife.transparency.cleaning import clean_readings
 from calolife.transparency.history import FLAG_LASER_FLIP, FLAG_PRE_BEAM_STEP, FLAG_REORDERED
 from calolife.transparency.ingest import ingest
@@ -150,7 +150,11 @@ def test_rows_by_time_and_rows_by_crystal_give_the_same_dataset(tmp_path: Path) 
         ({"int_deliv_inv_ub": 1e12}, "negative luminosity"),
         ({"xtal_id": 75848}, "bad xtal_id"),
         ({"xtal_id": "x"}, "bad xtal_id"),
-        ({"laser_datetime": "2017-05-01 06:00:00"}, "duplicate"),
+        ({"laser_datetime": "2017-05-01 06:00:00"}, "conflict"),
+        (
+            {"laser_datetime": "2017-05-01 06:00:00", "time": "2017-05-01 06:00:00", "calibration": 0.9791, "int_deliv_inv_ub": 45e6},
+            "duplicate",
+        ),
     ],
 )
 def test_a_bad_row_is_set_aside_with_its_reason(tmp_path: Path, cells: dict[str, object], reason: str) -> None:
@@ -168,7 +172,7 @@ def test_of_two_readings_at_one_time_the_first_stays(tmp_path: Path) -> None:
     block = read_history(tmp_path / "out").blocks[0]
     assert block.transparency[0, 10] == 0.979
     assert quarantine(tmp_path / "out").rows() == [
-        ("ring_66_2017.csv", "13", "duplicate", "54000", "2017-05-01 06:40:00", "0.9", "55000000.0")
+        ("ring_66_2017.csv", "13", "conflict", "54000", "2017-05-01 06:40:00", "0.9", "55000000.0")
     ]
 
 
@@ -281,6 +285,101 @@ def test_bad_input_gives_one_clear_line(tmp_path: Path, case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def big_csv() -> bytes:
+    # digits that gzip cannot shrink to less than tarfile reads ahead: the damage shows when a member is read
+    rng = np.random.default_rng(2)
+    rows = "".join(
+        f"54000,,,{text(1.4936e9 + 60 * i)},{v:.16f},2017-05-01 00:00:00,{60.0 * i}\n" for i, v in enumerate(rng.uniform(0.6, 1, 300_000))
+    )
+    return (RAW + "\n" + rows).encode()
+
+
+def flipped(data: bytes, at: float) -> bytes:
+    changed = bytearray(data)
+    changed[int(at * len(data))] ^= 0x10
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("read", ["ingest", "read_history", "info"])
+@pytest.mark.parametrize(
+    ("ending", "damage"),
+    [
+        (".tar.gz", lambda data: data[: len(data) // 2]),
+        (".tar.gz", lambda data: data[:-4]),
+        (".tar.gz", lambda data: flipped(data, 0.5)),
+        (".tar", lambda data: data[: len(data) // 2]),
+        (".tar", lambda data: data.rstrip(b"\0") + bytes(-len(data.rstrip(b"\0")) % 512)),
+    ],
+    ids=["half an archive", "four bytes short", "one bit flipped", "half a plain tar", "plain tar without its end"],
+)
+def test_a_damaged_archive_is_named_in_one_line(tmp_path: Path, big_csv: bytes, ending: str, damage, read: str) -> None:
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz" if ending == ".tar.gz" else "w") as archive:
+        member = tarfile.TarInfo("plus_z/ring_66.csv")
+        member.size = len(big_csv)
+        archive.addfile(member, io.BytesIO(big_csv))
+    path = written(tmp_path / f"plus_z_7_2017{ending}", damage(whole.getvalue()))
+    verbs = {"ingest": lambda: ingest([path], tmp_path / "out"), "read_history": lambda: read_history(path), "info": lambda: describe(path)}
+    with pytest.raises(FileFormatError) as caught:
+        verbs[read]()
+    assert str(caught.value).startswith(f"{path} is ")
+    assert str(caught.value).endswith("; download it again")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plain_tar_and_a_gzipped_one_give_the_same_readings(tmp_path: Path) -> None:
+    packed = tar_gz(
+        tmp_path / "plus_z_7_2017.tar.gz", {"plus_z/ring_66.csv": ring_csv(), "plus_z/ring_67.csv": ring_csv(xtal_ids=(54360,))}
+    )
+    plain = written(tmp_path / "plus_z_7_2017.tar", gzip.decompress(packed.read_bytes()))
+    for got, want in zip(read_history(plain).blocks, read_history(packed).blocks, strict=True):
+        np.testing.assert_array_equal(got.transparency, want.transparency)
+
+
+def test_a_failed_first_ingest_leaves_nothing_behind(tmp_path: Path) -> None:
+    good = written(tmp_path / "ring_66_2017.csv", ring_csv())
+    bad = written(tmp_path / "z.csv", f"{RAW}\n70875,,,2017-05-01 00:00:00,0.9,2017-05-01 00:00:00,0\n")
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "out", tmp_path / "empty"):
+        with pytest.raises(FileFormatError, match="endcap crystal 70875 is not known"):
+            ingest([good, bad], out)
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_a_failed_ingest_leaves_an_existing_dataset_as_it_was(tmp_path: Path) -> None:
+    ingest([written(tmp_path / "ring_66_2017.csv", ring_csv())], tmp_path / "out")
+    before = tree(tmp_path / "out")
+    more = written(tmp_path / "ring_66_2018.csv", ring_csv(start="2018-05-01"))
+    with pytest.raises(FileFormatError, match="cut short"):
+        ingest(
+            [more, cut(tar_gz(tmp_path / "z.tar.gz", {"plus_z/ring_67.csv": ring_csv(xtal_ids=range(54360, 54460))}), 0.5)],
+            tmp_path / "out",
+        )
+    assert tree(tmp_path / "out") == before
+    assert not (tmp_path / "out" / ".ingest").exists()
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+def test_groups_taken_in_before_a_bad_file_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_there: bool) -> None:
+    monkeypatch.setattr("calolife.transparency.ingest._GROUP_BYTES", 1)
+    out = tmp_path / "out"
+    if was_there:
+        ingest([written(tmp_path / "ring_66_2016.csv", ring_csv(start="2016-05-01"))], out)
+    good = written(tmp_path / "ring_66_2017.csv", ring_csv())
+    bad = cut(tar_gz(tmp_path / "z.tar.gz", {"plus_z/ring_67.csv": ring_csv(xtal_ids=range(54360, 54460))}), 0.5)
+    with pytest.raises(FileFormatError, match="cut short"):
+        ingest([good, bad], out)
+    if was_there:
+        assert read_history(out).years == (2016, 2017)
+    else:
+        with pytest.raises(FileFormatError, match="did not end"):
+            read_history(out)
+    assert ingest([good], out).n_new_sources == 0
+    assert 2017 in read_history(out).years
+
+
 def test_an_output_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     written(tmp_path / "out" / "thesis.tex", "x")
     with pytest.raises(FileFormatError, match=r"is not empty \(thesis.tex\) and not a dataset"):
@@ -376,11 +475,30 @@ def test_readings_that_come_later_join_the_year_they_belong_to(tmp_path: Path) -
     np.testing.assert_array_equal(got.lumi_ifb, want.lumi_ifb)
 
 
-def test_an_ingest_that_did_not_end_is_not_read_as_a_dataset(tmp_path: Path) -> None:
+def test_corrected_values_are_a_conflict_and_the_way_to_take_them_is_said(tmp_path: Path) -> None:
+    csv = ring_csv()
+    ingest([written(tmp_path / "a" / "ring_66_2017.csv", csv)], tmp_path / "out")
+    before = read_history(tmp_path / "out")
+    corrected = written(tmp_path / "b" / "ring_66_2017.csv", edited(edited(csv, 12, calibration=0.95), 20, int_deliv_inv_ub=91e6))
+    summary = ingest([corrected], tmp_path / "out")
+    assert summary.set_aside == {"conflict": 2, "duplicate": 78}
+    assert quarantine(tmp_path / "out").filter(pl.col("reason") == "conflict")["row"].to_list() == ["12", "20"]
+    (note,) = (n for n in summary.notes if "conflict" in n)
+    assert "already holds other values for these readings" in note
+    assert "into a new --out" in note
+    np.testing.assert_array_equal(read_history(tmp_path / "out").blocks[0].transparency, before.blocks[0].transparency)
+
+
+def test_an_ingest_that_did_not_end_is_not_read_as_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = written(tmp_path / "ring_66_2017.csv", ring_csv())
-    bad = cut(tar_gz(tmp_path / "z.tar.gz", {"plus_z/ring_67.csv": ring_csv(xtal_ids=range(54360, 54460))}), 0.5)
-    with pytest.raises(FileFormatError, match="cut short"):
-        ingest([good, bad], tmp_path / "out")
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("calolife.transparency.ingest._merge", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ingest([good], tmp_path / "out")
     with pytest.raises(FileFormatError, match="did not end; run the same"):
         read_history(tmp_path / "out")
     assert ingest([good], tmp_path / "out").n_readings == 80

@@ -158,6 +158,18 @@ def test_a_damaged_part_is_named(dataset: Path) -> None:
         read_history(dataset)
 
 
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [(lambda part: part.unlink(), "missing"), (lambda part: part.write_bytes(part.read_bytes()[:-1]), "damaged")],
+    ids=["deleted", "cut"],
+)
+@pytest.mark.parametrize("read", [describe, read_history, lambda path: list(iter_rings(path))], ids=["info", "read", "rings"])
+def test_a_part_that_is_gone_or_cut_is_not_counted_as_there(dataset: Path, spoil: Any, what: str, read: Any) -> None:
+    spoil(ring_years(dataset)[3].path)
+    with pytest.raises(FileFormatError, match=rf"ieta=1/year=2017/part-0.parquet is {what}"):
+        read(dataset)
+
+
 def test_a_newer_dataset_asks_for_a_newer_calolife(dataset: Path) -> None:
     record = dataset / "dataset.json"
     record.write_text(record.read_text().replace('"format_version": 1', '"format_version": 2'))

@@ -16,6 +16,7 @@ __all__ = ["RELEASE_TITLE", "ZENODO_API", "Fetched", "archive_names", "fetch"]
 
 RELEASE_TITLE = "Laser response in ECAL crystals in CMS detector"
 ZENODO_API = "https://zenodo.org/api"
+_YEARS = (2016, 2017, 2018)  # what the release covers
 _TIMEOUT_S = 30.0  # chosen: Zenodo answers within seconds or not at all
 _TRIES = 5  # chosen: a transfer may be cut this often before the user is asked to run again
 _CHUNK_BYTES = 1 << 16  # chosen: at most this much is lost when a transfer breaks off
@@ -117,6 +118,8 @@ def fetch(
     ------
     ConnectionError
         Zenodo cannot be reached, or a transfer broke off: the message says what to do by hand.
+    ValueError
+        A ring that does not exist, or a year that the release does not cover.
     FileFormatError
         The record is not the release, or a file's MD5 is not the one Zenodo lists.
 
@@ -129,6 +132,8 @@ def fetch(
 
     folder = Path(out)
     names = archive_names(rings)
+    if lost := sorted(set(years) - set(_YEARS)):
+        raise ValueError(f"year {lost[0]} is not in the release; give 2016, 2017 or 2018")
     report = progress or (lambda what, done, total: None)
     try:
         entry = _record(api.rstrip("/"), record)
@@ -294,10 +299,11 @@ def _reason(error: Exception) -> str:
 
 def _by_hand(folder: Path, names: Collection[str], record: str | None, *, why: str) -> str:
     files = ", ".join(f"{n}.tar.gz" for n in names)
+    it = "it" if len(names) == 1 else "them"
     number = re.fullmatch(r"(?:.*zenodo\.)?(\d+)", record.strip()) if record else None
     search = f"https://zenodo.org/search?q={quote(RELEASE_TITLE)}"
     where = f"https://zenodo.org/records/{number[1]}" if number else f"{search} (the record titled {RELEASE_TITLE!r})"
     return (
-        f"Zenodo cannot be reached ({why}): on another machine download {files} from {where}, put them into {folder.resolve()}, "
+        f"Zenodo cannot be reached ({why}): on another machine download {files} from {where}, put {it} into {folder.resolve()}, "
         f"then run: calolife transparency ingest {folder} --out DATASET"
     )

@@ -11,9 +11,8 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import metadata
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from calolife.errors import FileFormatError
 from calolife.storage import (
     Columns,
+    check_parts,
     count_flags,
     dataset_record,
     is_dataset,
@@ -32,10 +32,11 @@ from calolife.storage import (
     write_dataset_record,
     write_ring_year,
 )
-from calolife.transparency.cleaning import Cleaned, clean_readings
+from calolife.transparency.cleaning import InOrder, put_in_order
 from calolife.transparency.history import Block, TransparencyHistory
 from calolife.transparency.release import (
     TAR_ENDINGS,
+    Found,
     Rings,
     find_files,
     known_rings,
@@ -44,8 +45,10 @@ from calolife.transparency.release import (
     open_csv,
     parse_rows,
     read_metadata,
+    read_through,
     row_batches,
     short_list,
+    told,
     with_metadata,
     year_in_name,
 )
@@ -61,7 +64,6 @@ _WORK = ".ingest"
 _QUARANTINE = "quarantine.csv"
 _QUARANTINE_HEADER = b"file,row,reason,xtal_id,laser_datetime,calibration,int_deliv_inv_ub\n"
 _GROUP_BYTES = 4 << 30  # chosen: disk that waits for its ring to be put in order; a ring's three years take 0.25 GB
-_CHUNK_ROWS = 1 << 18
 _STAGED = np.dtype(
     [("row", "<i8"), ("time_us", "<i8"), ("transparency", "<f8"), ("counter", "<f8"), ("xtal_id", "<i4"), ("file", "<i2"), ("iphi", "<i2")]
 )
@@ -155,7 +157,8 @@ def ingest(paths: Iterable[str | Path], out: str | Path, *, progress: Report | N
     Raises
     ------
     FileFormatError
-        A file that is not what it should be. What was read before stays: mend the file and run again.
+        A file that is not what it should be. A dataset that was there stays as it was, and a new one is removed,
+        unless whole groups of files were taken in before: these stay, and a call with the mended file goes on.
 
     Notes
     -----
@@ -165,7 +168,8 @@ def ingest(paths: Iterable[str | Path], out: str | Path, *, progress: Report | N
     name, else the calendar year that the luminosity counter started in.
 
     Calibrations outside (0.5, inf), unparsable times, luminosities below zero or not a number, a time that a
-    crystal was already read at, and rows whose counter steps back go to ``quarantine.csv``.
+    crystal was already read at (``duplicate`` with the same values, ``conflict`` with others), and rows whose counter
+    steps back go to ``quarantine.csv``. The values read first stay: corrected files need a new dataset.
     """
     out = Path(out)
     report = progress or (lambda what, done, total: None)
@@ -174,7 +178,37 @@ def ingest(paths: Iterable[str | Path], out: str | Path, *, progress: Report | N
         raise FileFormatError(f"{out} is a file; give a directory to write the dataset to")
     if out.is_dir() and not is_dataset(out) and (alien := [p.name for p in out.iterdir() if p.name != _WORK]):
         raise FileFormatError(f"{out} is not empty ({sorted(alien)[0]}) and not a dataset; give a new directory")
-    record: dict[str, Any] = {**_new_record(), **(dataset_record(out) if is_dataset(out) else {})}
+    before = dataset_record(out) if is_dataset(out) else None
+    if before is not None and before.get("complete"):
+        check_parts(out, before)
+    had_directory, had_work = out.is_dir(), (out / _WORK).is_dir()
+    try:
+        return _take_in(found, out, record={**_new_record(), **(before or {})}, report=report)
+    except FileFormatError:
+        _undo(out, before, had_directory=had_directory, had_work=had_work)
+        raise
+
+
+def _undo(out: Path, before: dict[str, Any] | None, *, had_directory: bool, had_work: bool) -> None:
+    """Remove what a call with bad input made; what a killed call left stays for the one that goes on from it."""
+    if not is_dataset(out):
+        return
+    record = dataset_record(out)
+    if before is None and not record["partitions"] and not had_work:
+        if had_directory:
+            for path in out.iterdir():  # it was empty
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        else:
+            shutil.rmtree(out)
+    elif before is not None and before.get("complete"):
+        check_parts(out, record)
+        if not record.get("complete"):  # a group of whole files was taken in, and is worth keeping
+            write_dataset_record(out, {**record, "complete": True})
+        if not had_work:
+            shutil.rmtree(out / _WORK, ignore_errors=True)
+
+
+def _take_in(found: Found, out: Path, *, record: dict[str, Any], report: Report) -> IngestSummary:
     if not is_dataset(out):
         out.mkdir(parents=True, exist_ok=True)
         write_dataset_record(out, record)
@@ -209,9 +243,14 @@ def ingest(paths: Iterable[str | Path], out: str | Path, *, progress: Report | N
         record = _merge(out, record, waiting=waiting)
     if n_known or not found.readings:
         notes.append(f"{n_known} of {len(found.readings)} files were in {out} already" if n_new else f"nothing to do: {out} has all of it")
+    if n_conflict := record["set_aside"].get("conflict", 0):
+        notes.append(
+            f"set aside as conflict: {n_conflict}; {out} already holds other values for these readings and keeps them: "
+            "to take corrected values, ingest the corrected files into a new --out"
+        )
     if not record["partitions"]:
         reasons = _total(s["set_aside"] for s in record["sources"])
-        raise FileFormatError(f"no usable reading in {short_list(found.readings)}: {_counts(reasons)}; see {out / _QUARANTINE}")
+        raise FileFormatError(f"no usable reading in {short_list(found.readings)}: {_counts(reasons)}")
     if not record.get("complete"):
         record = {**record, "complete": True}
         write_dataset_record(out, record)
@@ -241,10 +280,10 @@ def read_files(paths: Sequence[Path]) -> TransparencyHistory:
         def take(ieta: int, year: int, rows: NDArray[Any], own: list[tuple[int, int, NDArray[Any]]] = own) -> None:
             own.append((ieta, year, rows))
 
-        parsed = _parse(path, rings, take=take, reject=lambda name, rows: None, is_final=False)
+        parsed = _read(path, rings, take=take, reject=lambda name, rows: None, is_final=False)
         if parsed is None:
             own.clear()
-            parsed = _parse(path, _rings_inside(path, rings), take=take, reject=lambda name, rows: None, is_final=True)
+            parsed = _read(path, _rings_inside(path, rings), take=take, reject=lambda name, rows: None, is_final=True)
             assert parsed is not None
         labels = _labels(path, parsed)
         set_aside += parsed.set_aside
@@ -253,8 +292,9 @@ def read_files(paths: Sequence[Path]) -> TransparencyHistory:
                 merged.setdefault((ieta, label), []).append(((s << 12) + file, part))
     blocks: list[Block] = []
     for (ieta, year), parts in sorted(merged.items()):
-        done = _put_in_order(None, parts)
+        done = put_in_order(None, parts)
         set_aside["duplicate"] += done.duplicate.size
+        set_aside["conflict"] += done.conflict.size
         set_aside["negative luminosity"] += done.stepped_back.size
         blocks += to_blocks(done.columns, year=year, ieta=ieta)
     if not blocks:
@@ -273,6 +313,17 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _read(path: Path, rings: Rings, *, take: Take, reject: Reject, is_final: bool) -> _Parsed | None:
+    """As `_parse`; of a damaged file, that it is damaged is said, not what its rows look like then."""
+    from polars.exceptions import PolarsError
+
+    try:
+        return _parse(path, rings, take=take, reject=reject, is_final=is_final)
+    except (FileFormatError, PolarsError):
+        read_through(path)
+        raise
+
+
 def _parse(path: Path, rings: Rings, *, take: Take, reject: Reject, is_final: bool) -> _Parsed | None:
     """Read a file to its end; hand on its rows by ring and counter year, and its bad rows.
 
@@ -283,16 +334,17 @@ def _parse(path: Path, rings: Rings, *, take: Take, reject: Reject, is_final: bo
         with open_csv(path) as content:
             _parse_csv(content, path.name, rings=rings, parsed=parsed, take=take, reject=reject, path=path, is_final=True)
         return parsed
-    for name, content in members(path):
-        if name.endswith(".csv"):
-            label = f"{path.name}:{name}"
-            if not _parse_csv(content, label, rings=rings, parsed=parsed, take=take, reject=reject, path=path, is_final=is_final):
-                return None
-        elif not is_final and (found := read_metadata(content.read(), name=f"{path}:{name}")) is not None:
-            more = with_metadata(rings, found)
-            if parsed.files and not ((more.ieta == rings.ieta).all() and (more.iphi == rings.iphi).all()):
-                return None
-            rings = more
+    with told(path):
+        for name, content in members(path):
+            if name.endswith(".csv"):
+                label = f"{path.name}:{name}"
+                if not _parse_csv(content, label, rings=rings, parsed=parsed, take=take, reject=reject, path=path, is_final=is_final):
+                    return None
+            elif not is_final and (found := read_metadata(content.read(), name=f"{path}:{name}")) is not None:
+                more = with_metadata(rings, found)
+                if parsed.files and not ((more.ieta == rings.ieta).all() and (more.iphi == rings.iphi).all()):
+                    return None
+                rings = more
     if not parsed.files:
         raise FileFormatError(f"{path} holds no CSV; give an archive of the release's ring files")
     return parsed
@@ -301,9 +353,10 @@ def _parse(path: Path, rings: Rings, *, take: Take, reject: Reject, is_final: bo
 def _rings_inside(path: Path, rings: Rings) -> Rings:
     """The rings, with all that an archive's own metadata say."""
     places: dict[int, tuple[int, int]] = {}
-    for name, content in members(path):
-        if name.endswith(".json") and (found := read_metadata(content.read(), name=f"{path}:{name}")) is not None:
-            places.update(found)
+    with told(path):
+        for name, content in members(path):
+            if name.endswith(".json") and (found := read_metadata(content.read(), name=f"{path}:{name}")) is not None:
+                places.update(found)
     return with_metadata(rings, places)
 
 
@@ -426,7 +479,7 @@ def _stage(path: Path, folder: Path, *, digest: str, rings: Rings) -> dict[str, 
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             (partial / "bad.csv").touch()
-            parsed = _parse(path, _rings_inside(path, rings) if is_final else rings, take=take, reject=reject, is_final=is_final)
+            parsed = _read(path, _rings_inside(path, rings) if is_final else rings, take=take, reject=reject, is_final=is_final)
     assert parsed is not None
     labels = _labels(path, parsed)
     if parsed.n_mismatched:
@@ -467,62 +520,11 @@ def _by_label(rows: NDArray[Any], counter_year: int, labels: dict[tuple[int, int
     return [(f, labels[f, counter_year], rows if len(files) == 1 else rows[rows["file"] == f]) for f in files]
 
 
-@dataclass(frozen=True, eq=False)
-class _InOrder:
-    """A ring and year in order, and the new rows that did not fit: indices into them; -1 for a reading stored earlier."""
-
-    columns: Columns
-    rows: NDArray[Any]
-    source: NDArray[np.int32]
-    duplicate: NDArray[np.int64]
-    stepped_back: NDArray[np.int64]
-
-
-def _put_in_order(stored: Columns | None, parts: list[tuple[int, NDArray[Any]]]) -> _InOrder:
-    rows = parts[0][1] if len(parts) == 1 else np.concatenate([p for _, p in parts])
-    source = np.repeat(np.array([s for s, _ in parts], dtype=np.int32), [p.size for _, p in parts])
-    xtal_id = np.ascontiguousarray(rows["xtal_id"])
-    if (xtal_id[1:] < xtal_id[:-1]).any():
-        order = np.argsort(xtal_id, kind="stable")
-        rows, source, xtal_id = rows[order], source[order], xtal_id[order]
-    starts = np.flatnonzero(np.r_[True, xtal_id[1:] != xtal_id[:-1]])
-    # whole crystals at a time: arrays this small stay in the cache
-    firsts = starts[np.r_[True, starts[1:] // _CHUNK_ROWS != starts[:-1] // _CHUNK_ROWS]].tolist()
-    pieces: list[Columns] = []
-    lost: tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]] = ([], [])
-    n_old_done = 0
-    for first, last in pairwise([*firsts, rows.size]):
-        n_old = 0
-        old = None
-        if stored is not None:
-            end = stored.xtal_id.size if last == rows.size else int(np.searchsorted(stored.xtal_id, xtal_id[last], "left"))
-            old = slice(n_old_done, end)
-            n_old, n_old_done = end - n_old_done, end
-        piece, cleaned = _clean_piece(stored, old, rows=rows[first:last], source=source[first:last])
-        pieces.append(piece)
-        for into, index in zip(lost, (cleaned.duplicate, cleaned.stepped_back), strict=True):
-            into.append(np.where(index < n_old, -1, index - n_old + first))
-    names = [f.name for f in fields(Columns)]
-    columns = pieces[0] if len(pieces) == 1 else Columns(*(np.concatenate([getattr(p, n) for p in pieces]) for n in names))
-    return _InOrder(columns, rows, source, np.concatenate(lost[0]), np.concatenate(lost[1]))
-
-
-def _clean_piece(stored: Columns | None, old: slice | None, *, rows: NDArray[Any], source: NDArray[np.int32]) -> tuple[Columns, Cleaned]:
-    def joined(name: str, new: NDArray[Any]) -> NDArray[Any]:
-        return np.ascontiguousarray(new) if stored is None else np.concatenate([getattr(stored, name)[old], new])
-
-    xtal_id, iphi, time_us = joined("xtal_id", rows["xtal_id"]), joined("iphi", rows["iphi"]), joined("time_us", rows["time_us"])
-    transparency, counter = joined("transparency", rows["transparency"]), joined("counter_inv_ub", rows["counter"])
-    flag = joined("flag", np.zeros(rows.size, dtype=np.uint8))
-    source = np.r_[np.full(xtal_id.size - rows.size, -1, dtype=np.int32), source]
-    cleaned = clean_readings(xtal_id, time_us, transparency=transparency, counter_inv_ub=counter, source=source, flag=flag)
-    k = cleaned.kept
-    return Columns(xtal_id[k], iphi[k], time_us[k], transparency[k], cleaned.lumi_ifb, counter[k], cleaned.flag), cleaned
-
-
 def _merge(out: Path, record: dict[str, Any], *, waiting: list[dict[str, Any]]) -> dict[str, Any]:
     """Put the staged files into the dataset's rings and years, then record them as done."""
     work = out / _WORK
+    if record.get("complete"):  # until all is merged, its parts are not those of the record
+        write_dataset_record(out, {**record, "complete": False})
     staged_of: dict[tuple[int, int], list[tuple[int, Path]]] = {}
     for s, source in enumerate(waiting):
         for staged in sorted((work / source["folder"]).glob("*_*.rows")):
@@ -547,7 +549,8 @@ def _merge(out: Path, record: dict[str, Any], *, waiting: list[dict[str, Any]]) 
                 )
             with fragment.open("rb") as bad:
                 shutil.copyfileobj(bad, bad_rows)
-            partitions[ieta, year] = {k: v for k, v in about.items() if k not in ("sources", "units")}
+            size = (out / f"ieta={ieta}" / f"year={year}" / "part-0.parquet").stat().st_size
+            partitions[ieta, year] = {**{k: v for k, v in about.items() if k not in ("sources", "units")}, "size_bytes": size}
     counted = Counter(record["set_aside"])
     for source in waiting:
         counted += Counter(source["set_aside"])
@@ -594,8 +597,8 @@ def _merge_ring_year(
                 code = (s << 12) + file
                 names[code] = waiting[s]["files"][file]
                 parts.append((code, rows))
-    done = _put_in_order(stored, parts)
-    lost = ((done.duplicate, "duplicate"), (done.stepped_back, "negative luminosity"))
+    done = put_in_order(stored, parts)
+    lost = ((done.duplicate, "duplicate"), (done.conflict, "conflict"), (done.stepped_back, "negative luminosity"))
     listed = b"".join(_set_aside_rows(index, why, done=done, names=names) for index, why in lost)
     partial = fragment.with_suffix(".partial")
     partial.write_bytes(listed)
@@ -612,7 +615,7 @@ def _merge_ring_year(
     return {"ieta": ieta, "year": year, **about}
 
 
-def _set_aside_rows(index: NDArray[np.int64], why: str, *, done: _InOrder, names: dict[int, str]) -> bytes:
+def _set_aside_rows(index: NDArray[np.int64], why: str, *, done: InOrder, names: dict[int, str]) -> bytes:
     import polars as pl
 
     new = index[index >= 0]

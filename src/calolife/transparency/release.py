@@ -41,8 +41,10 @@ __all__ = [
     "parse_rows",
     "read_header",
     "read_metadata",
+    "read_through",
     "row_batches",
     "short_list",
+    "told",
     "with_metadata",
     "year_in_name",
 ]
@@ -181,12 +183,19 @@ def year_in_name(name: str) -> int | None:
 @contextmanager
 def open_csv(path: Path) -> Iterator[IO[bytes]]:
     """A CSV file, or a gzipped one, as a byte stream."""
-    with path.open("rb") as raw, _told(path):
+    with path.open("rb") as raw, told(path):
         yield gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw  # type: ignore[misc]
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
+    """Errors of unpacking a file, in this block, become one line that names the file.
+
+    Raises
+    ------
+    FileFormatError
+        Truncated or damaged.
+    """
     try:
         yield
     except EOFError:
@@ -200,14 +209,14 @@ def _told(path: Path) -> Iterator[None]:
 def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """CSV and JSON files of an archive in its order, each as a stream to read before the next one is asked for.
 
-    Nothing is unpacked to disk.
+    Nothing is unpacked to disk. Read the streams inside ``told(path)``: damage shows when a stream is read.
 
     Raises
     ------
     FileFormatError
         Truncated or damaged; a member whose path leaves the archive, or a link.
     """
-    with path.open("rb") as raw, _told(path):
+    with path.open("rb") as raw, told(path):
         is_plain = path.suffix == ".tar"
         stream: Any = raw if is_plain else gzip.GzipFile(fileobj=raw)
         with tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 20) as archive:
@@ -220,9 +229,32 @@ def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is not None and name.suffix in (".csv", ".json") and not name.name.startswith("."):
                     yield member.name, content
-        if not is_plain:
+            end = archive.offset
+        if is_plain:
+            # tarfile takes a broken header, or none, for the end; the end is two blocks of zeros
+            raw.seek(end)
+            if raw.read(1024) != bytes(1024):
+                raise FileFormatError(f"{path} is damaged or cut short (no end of archive); download it again")
+        else:
             while stream.read(1 << 20):  # the checksum stands at the very end
                 pass
+
+
+def read_through(path: Path) -> None:
+    """Unpack a file to its end, checksums included, and keep nothing.
+
+    Raises
+    ------
+    FileFormatError
+        Truncated or damaged.
+    """
+    if path.name.endswith(TAR_ENDINGS):
+        for _ in members(path):
+            pass
+        return
+    with open_csv(path) as content:
+        while content.read(1 << 20):
+            pass
 
 
 def read_header(first: bytes, *, name: str) -> list[str]:
