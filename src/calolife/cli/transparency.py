@@ -208,8 +208,6 @@ def forecast(
             f"--future {future}: {rate.max():.3g} /fb in a day; the LHC delivers about 1 (HL-LHC: 4), so lumi_ifb must be 1/fb per interval"
         )
     is_fitted = from_s <= _last_training_s(history, model)
-    if is_fitted:
-        say("the model was fitted to readings of this time: not a forecast but a description", quiet=quiet)
     with new_run(out, config=used_options(ctx), inputs=inputs, force=force) as made:
         outlooks = forecast_ahead(model, history, schedule=schedule, horizon_s=horizon_s, from_s=from_s, step_s=step_s)
         ahead = tables.outlook_table(outlooks)
@@ -230,6 +228,8 @@ def forecast(
             "response_at_end": Metric(mean, spread, "", n_crystals),
         }
         write_metrics(made, metrics)
+    if is_fitted:  # said once it is made: bad input is one line
+        say("the model was fitted to readings of this time: not a forecast but a description", quiet=quiet)
     if as_json:
         print_json(
             {
