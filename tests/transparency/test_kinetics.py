@@ -115,8 +115,9 @@ def test_a_block_of_two_rings_is_refused_together_and_split_alone(simulated):
 def test_readings_from_the_origin_on_move_no_forecast(name, years, request):
     model = request.getfixturevalue(name)
     block = years.blocks[-1]
-    assert forecast_movement(model, block, origins=np.array([24]), horizon=240) == 0.0
-    assert forecast_movement(model, block, origins=np.array([24, 48, 700]), horizon=24) == 0.0
+    # a sum in another order moves the last of 16 digits; a reading moves the fourth
+    assert forecast_movement(model, block, origins=np.array([24]), horizon=240) < 1e-12
+    assert forecast_movement(model, block, origins=np.array([24, 48, 700]), horizon=24) < 1e-12
 
 
 @pytest.mark.slow
@@ -140,7 +141,7 @@ def test_readings_of_other_crystals_after_the_origin_move_no_forecast(hybrid, ye
     changed = block.transparency.copy()
     changed[1:, 700:] *= 0.95
     made, again = (hybrid.forecast(b, origins=np.array([700]), horizon=24) for b in (block, replace(block, transparency=changed)))
-    np.testing.assert_array_equal(again.transparency, made.transparency)
+    np.testing.assert_allclose(again.transparency, made.transparency, rtol=0, atol=1e-12)  # as above
 
 
 @pytest.mark.slow

@@ -96,8 +96,9 @@ class Hybrid:
     def _correct(self, features: Float32) -> FloatArray:
         """Correction of ln R, features (..., feature) -> (...)."""
         flat = features.reshape(-1, features.shape[-1])
-        x = _standard(flat, self.centre, self.width)
-        total = np.zeros(flat.shape[0], dtype=np.float32)
+        # float64: in float32 the last digit depends on where an array lies in memory, and a window would move with its neighbours
+        x = _standard(flat, self.centre, self.width).astype(np.float64)
+        total = np.zeros(flat.shape[0])
         n_net = self.weights[0][0].shape[0]
         for net in range(n_net):
             y = x
@@ -106,7 +107,7 @@ class Hybrid:
                 if k < len(self.weights) - 1:
                     y = np.where(y > 0, y, np.expm1(np.minimum(y, 0)))  # ELU
             total += y[:, 0]
-        mean: FloatArray = (total / (n_net * _UNIT)).astype(np.float64)
+        mean: FloatArray = total / (n_net * _UNIT)
         return mean.reshape(features.shape[:-1])
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
