@@ -25,9 +25,7 @@ DAY_S = 86400.0
 
 def edges_and_lumi():
     return st.integers(1, 12).flatmap(
-        lambda n: st.tuples(
-            st.lists(st.floats(60.0, 1e6), min_size=n, max_size=n), st.lists(st.floats(0.0, 5.0), min_size=n, max_size=n)
-        )
+        lambda n: st.tuples(st.lists(st.floats(60.0, 1e6), min_size=n, max_size=n), st.lists(st.floats(0.0, 5.0), min_size=n, max_size=n))
     )
 
 

@@ -74,9 +74,7 @@ def time_at_fraction(history: TransparencyHistory, fraction: float) -> float:
     return float(np.quantile(times, fraction))
 
 
-def interval_table(
-    model: _Forecaster, history: TransparencyHistory, *, start_s: float, window: int = 24, n_long: int = 8
-) -> IntervalTable:
+def interval_table(model: _Forecaster, history: TransparencyHistory, *, start_s: float, window: int = 24, n_long: int = 8) -> IntervalTable:
     """Half-widths that would have covered the readings from `start_s` on.
 
     Parameters

@@ -52,9 +52,7 @@ class FilterInput:
     origins: IntArray
 
 
-def filter_forecast(
-    inputs: list[FilterInput], settings: FloatArray, *, horizon: int
-) -> list[FloatArray]:
+def filter_forecast(inputs: list[FilterInput], settings: FloatArray, *, horizon: int) -> list[FloatArray]:
     """Forecast residuals of each block from each of its origins.
 
     Parameters
@@ -143,8 +141,7 @@ def filter_forecast(
         for k in wanted.get(step, ()):
             states[k][step] = x[k].copy()
     return [
-        _extrapolate(i, [states[k][int(o) - first[k] - 1] for o in i.origins], float(drift_tau[k]), horizon)
-        for k, i in enumerate(inputs)
+        _extrapolate(i, [states[k][int(o) - first[k] - 1] for o in i.origins], float(drift_tau[k]), horizon) for k, i in enumerate(inputs)
     ]
 
 
