@@ -49,7 +49,7 @@ _DAY_S = 86400.0
 _SLOW_TAU_D = (100.0, 200.0, 400.0, 800.0, 1600.0)
 _SLOW_B = (0.005, 0.01, 0.02, 0.05)
 _FEWEST = 240  # chosen: readings of a crystal, about ten days, below which its amplitudes mean nothing
-_N_READING = 1400  # chosen: readings of a crystal and year that are fitted; more cost time and move no amplitude by its error
+_N_READING = 1400  # chosen: readings of a crystal that are fitted, so that the search takes seconds; F itself is computed on all of them
 
 
 @dataclass(frozen=True, eq=False)
