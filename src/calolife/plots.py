@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from calolife.transparency.history import Block, FloatArray, Forecast, TransparencyHistory
     from calolife.transparency.scores import HorizonScore, Score
 
-__all__ = ["plot_coverage", "plot_forecast", "plot_horizon", "plot_lengths", "plot_mape", "plot_response"]
+__all__ = [
+    "plot_coverage",
+    "plot_forecast",
+    "plot_horizon",
+    "plot_layer_profile",
+    "plot_lengths",
+    "plot_mape",
+    "plot_response",
+    "plot_visible",
+    "visible_histogram",
+]
 
 # ten colours apart for every reader; source: M. Petroff, "Accessible Color Sequences for Data Visualization" (2021)
 _COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
@@ -288,6 +298,70 @@ def plot_coverage(scores: Sequence[Score], *, ax: Axes | None = None) -> Axes:
             ", ".join(([known[0].mode] if one_mode else []) + ([str(known[0].year)] if one_year else [])), loc="left", fontsize="medium"
         )
     ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.0)
+    return ax
+
+
+def plot_visible(visible_mev: NDArray[np.float64], *, ax: Axes | None = None) -> Axes:
+    """Histogram of the visible energy of showers.
+
+    Parameters
+    ----------
+    visible_mev : float array, (shower,) [MeV]
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    ValueError
+        No showers.
+    """
+    if not visible_mev.size:
+        raise ValueError("no showers to draw; simulate some first")
+    ax = _axes(ax)
+    count, edges = visible_histogram(visible_mev)
+    label = f"{visible_mev.size} showers\nmean {visible_mev.mean():.5g} MeV\nrms {visible_mev.std():.3g} MeV"
+    ax.stairs(count, edges, color=_COLOURS[0], lw=1.6, fill=False, label=label)
+    ax.stairs(count, edges, color=_COLOURS[0], alpha=0.15, fill=True)
+    ax.set_ylim(0, 1.3 * count.max())
+    ax.set_xlabel(r"Visible energy $E_{\mathrm{vis}}$ [MeV]")
+    ax.set_ylabel(f"Showers / {edges[1] - edges[0]:.3g} MeV")
+    ax.legend(frameon=False)
+    return ax
+
+
+def visible_histogram(visible_mev: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Counts and bin edges [MeV] that `plot_visible` draws."""
+    low, high = float(visible_mev.min()), float(visible_mev.max())
+    if not high > low:
+        low, high = low - 0.5, high + 0.5
+    n_bins = int(np.clip(2 * visible_mev.size ** (1 / 2.5), 5, 100))  # chosen: 10 bins for 60 showers, 60 for 5000
+    count, edges = np.histogram(visible_mev, n_bins, (low, high))
+    return count, edges
+
+
+def plot_layer_profile(mean_mev: NDArray[np.float64], error_mev: NDArray[np.float64], *, ax: Axes | None = None) -> Axes:
+    """Mean visible energy of each active layer.
+
+    Parameters
+    ----------
+    mean_mev, error_mev : float array, (layer,) [MeV]
+        The mean over showers, and its standard error.
+    ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+    """
+    ax = _axes(ax)
+    layer = np.arange(mean_mev.size)
+    ax.stairs(mean_mev, np.arange(mean_mev.size + 1) - 0.5, color=_COLOURS[0], lw=1.4)
+    ax.errorbar(layer, mean_mev, error_mev, fmt=".", ms=4, color=_COLOURS[0])
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("Active layer, 0 nearest the beam")
+    ax.set_ylabel(r"Mean visible energy $\langle E_{\mathrm{layer}} \rangle$ [MeV]")
     return ax
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from calolife.cli import demo, show, transparency, transparency_data
+from calolife.cli import demo, detector, show, showers, showers_data, transparency, transparency_data
 from calolife.errors import MissingExtraError, NotConvergedError
 
 __all__ = ["app", "main"]
@@ -36,7 +36,16 @@ for verb in (
     transparency.scan,
 ):
     stage.command()(verb)
+shower_stage = typer.Typer(help="Shower particles in a calorimeter.", rich_markup_mode=None)
+for shower_verb in (showers.simulate, showers_data.info, showers_data.digitise, showers_data.convert):
+    shower_stage.command()(shower_verb)
+detectors = typer.Typer(help="Describe a calorimeter: what it is made of, contains and costs.", rich_markup_mode=None)
+detectors.command("list")(detector.list_detectors)
+detectors.command()(detector.show)
+detectors.command()(detector.check)
 app.command()(demo.demo)
+app.add_typer(detectors, name="detector")
+app.add_typer(shower_stage, name="showers")
 app.add_typer(stage, name="transparency")
 app.command()(show.show)
 

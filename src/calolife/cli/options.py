@@ -250,33 +250,44 @@ def say(text: str, *, quiet: bool) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _slow_lines() -> Report:
+def _slow_lines(*, rate: bool) -> Report:
     """For a log file: a line every 10 s."""
-    told = time.monotonic()
+    told = begun = time.monotonic()
+    at_start: dict[str, float] = {}
 
     def report(what: str, done: float, total: float) -> None:
         nonlocal told
+        at_start.setdefault(what, done)
         if time.monotonic() - told > 10:
             told = time.monotonic()
-            print(f"{what}: {done:g}/{total:g}" if total > 1 else what, file=sys.stderr, flush=True)
+            text = f"{what}: {done:g}/{total:g}" if total > 1 else what
+            per_s = (done - at_start[what]) / (told - begun)
+            if rate and per_s > 0:
+                text += f", {per_s:.3g}/s, {(total - done) / per_s:.0f} s left"
+            print(text, file=sys.stderr, flush=True)
 
     return report
 
 
 @contextmanager
-def progress_bar(*, quiet: bool) -> Iterator[Report]:
-    """A progress bar on stderr; gives the function to call with (what, done, total)."""
+def progress_bar(*, quiet: bool, rate: bool = False) -> Iterator[Report]:
+    """A progress bar on stderr, with steps per second if `rate`; gives the function to call with (what, done, total)."""
     if quiet:
         yield lambda what, done, total: None
         return
     if not sys.stderr.isatty():
-        yield _slow_lines()
+        yield _slow_lines(rate=rate)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.3g}/s" if task.speed else "")
+
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:g}/{task.total:g}"), TimeRemainingColumn()]
+    with Progress(*columns[:3], *([Rate()] if rate else []), columns[3], console=Console(stderr=True), transient=True) as progress:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: float, total: float) -> None:

@@ -1,0 +1,161 @@
+"""`calolife showers simulate`: particles into a calorimeter, showers out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calolife.cli.options import (
+    Config,
+    Debug,
+    Force,
+    Json,
+    Out,
+    Quiet,
+    Seed,
+    Workers,
+    print_json,
+    progress_bar,
+    say,
+    used_options,
+)
+
+if TYPE_CHECKING:
+    from calolife.runs import Metric, Run
+    from calolife.simulation.production import Summary
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    ctx: typer.Context,
+    detector: Annotated[str, typer.Argument(help="Name of a detector, or a TOML file.", show_default=False)],
+    out: Out,
+    particle: Annotated[
+        str, typer.Option("--particle", help="e-, e+, gamma, pi-, pi+, proton, neutron, mu-, mu+, or mix:gamma=0.5,pi-=0.5.")
+    ] = "e-",
+    energy: Annotated[str, typer.Option("--energy", help="Kinetic energy in GeV: 10, or 1:100 for a flat range.")] = "10",
+    n: Annotated[int, typer.Option("-n", "--showers", min=1, help="Showers.")] = 1000,
+    beam_spot_mm: Annotated[
+        float | None, typer.Option("--beam-spot-mm", help="Width of the Gaussian beam in x and y; 0 if not given.", show_default=False)
+    ] = None,
+    position_mm: Annotated[
+        str | None,
+        typer.Option("--position-mm", help="Centre of the beam, X:Y; the face's centre if not given, a barrel is hit all over.",
+                     show_default=False),
+    ] = None,
+    angle_deg: Annotated[str, typer.Option("--angle-deg", help="Angle to the z axis in degrees: 5, or 0:10 for a flat range.")] = "0",
+    engine: Annotated[str, typer.Option("--engine", help="fast or geant4.")] = "fast",
+    birks: Annotated[str, typer.Option("--birks", help="Quench scintillation light: on or off.")] = "on",
+    physics: Annotated[str, typer.Option("--physics", help="Physics list of Geant4: FTFP_BERT or QGSP_BERT.")] = "FTFP_BERT",
+    cut_mm: Annotated[float, typer.Option("--cut-mm", help="Production cut of Geant4, in range.")] = 0.7,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    config: Config = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Simulate showers. Run again after a stop, it goes on."""
+    import shutil
+
+    from calolife.detector.presets import load_detector
+    from calolife.runs import log, new_run, write_metrics
+    from calolife.showers.files import iter_showers, read_showers, write_showers
+    from calolife.simulation.production import Production, n_cores, simulate_parts, summarise
+
+    if birks not in ("on", "off"):
+        raise ValueError(f"--birks {birks!r} is not on or off")
+    calorimeter = load_detector(detector)
+    production = Production(
+        calorimeter,
+        n,
+        particle=particle,
+        energy_gev=_range(energy, what="--energy"),
+        position_mm=None if position_mm is None else _pair(position_mm, what="--position-mm"),
+        beam_spot_mm=beam_spot_mm,
+        angle_deg=_range(angle_deg, what="--angle-deg"),
+        engine=engine,
+        seed=seed,
+        birks=birks == "on",
+        physics=physics,
+        cut_mm=cut_mm,
+    )
+    asked = used_options(ctx)
+    del asked["options"]["workers"]  # the showers do not depend on it: an unfinished run may go on with another number
+    source = Path(detector)
+    if source.is_file():
+        asked["options"]["detector"] = str(source.resolve())
+    asked["detector_digest"] = calorimeter.digest  # parts of two detectors must not meet in one run
+    inputs = [source] if source.is_file() else []
+    with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet, rate=True) as report:
+        parts = run.path / "parts"
+        if run.is_resumed and any(parts.glob("*.h5")):
+            say(f"taking up {len(list(parts.glob('*.h5')))} finished parts", quiet=quiet)
+        paths = simulate_parts(production, parts, workers=workers or n_cores(), tell=report)
+        write_showers(run.path / "showers.h5", (read_showers(path) for path in paths))
+        summary = summarise(iter_showers(run.path / "showers.h5", chunk=production.part_size))
+        metrics = _metrics(summary)
+        write_metrics(run, metrics)
+        _plot(run, summary)
+        shutil.rmtree(parts)
+        log(run, f"simulated {n} showers with {engine}")
+    if as_json:
+        print_json({"path": str(out), "n_showers": n, **{name: metric.value for name, metric in metrics.items()}})
+        return
+    shown = ", ".join(f"{name.replace('_', ' ')} {m.value:.4g} +- {m.uncertainty:.2g} {m.unit}".rstrip() for name, m in metrics.items())
+    print(f"{out}: {n} showers; {shown}")
+
+
+def _metrics(summary: Summary) -> dict[str, Metric]:
+    from calolife.runs import Metric
+
+    numbers = {
+        "visible": (summary.visible_mev_mean, 1.0, "MeV"),
+        "visible_fraction": (summary.visible_fraction, 100.0, "%"),
+        "resolution": (summary.resolution, 100.0, "%"),
+        "hits": (summary.n_hits_mean, 1.0, ""),
+    }
+    return {name: Metric(scale * value, scale * error, unit, summary.n) for name, ((value, error), scale, unit) in numbers.items()}
+
+
+def _plot(run: Run, summary: Summary) -> None:
+    import polars as pl
+
+    from calolife.plots import plot_layer_profile, plot_visible, visible_histogram
+    from calolife.runs import write_plot
+
+    count, edges = visible_histogram(summary.visible_mev)
+    numbers = pl.DataFrame({"from_mev": edges[:-1], "to_mev": edges[1:], "showers": count})
+    write_plot(run, "visible_energy", plot_visible(summary.visible_mev), numbers)
+    if summary.layer_mean_mev.size > 1:
+        mean, error = summary.layer_mean_mev, summary.layer_error_mev
+        table = pl.DataFrame({"layer": range(mean.size), "mean_mev": mean, "error_mev": error})
+        write_plot(run, "layer_profile", plot_layer_profile(mean, error), table)
+
+
+def _range(text: str, *, what: str) -> float | tuple[float, float]:
+    """A number, or two such as ``1:100``."""
+    found = _numbers(text)
+    if len(found) == 1:
+        return found[0]
+    if len(found) != 2:
+        raise ValueError(f"{what} {text!r} is not a number or a range; write 10 or 1:100")
+    return found[0], found[1]
+
+
+def _pair(text: str, *, what: str) -> tuple[float, float]:
+    found = _numbers(text)
+    if len(found) != 2:
+        raise ValueError(f"{what} {text!r} is not two numbers; write X:Y")
+    return found[0], found[1]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(":")]
+    except ValueError:
+        return []

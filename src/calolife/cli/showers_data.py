@@ -1,0 +1,231 @@
+"""`calolife showers info | convert | digitise`: showers that are there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calolife.cli.options import (
+    Config,
+    Debug,
+    Force,
+    Json,
+    Out,
+    Quiet,
+    Report,
+    Seed,
+    parse_numbers,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+    used_options,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from calolife.detector.layers import Readout
+    from calolife.detector.presets import Detector
+    from calolife.showers.events import Showers
+
+__all__ = ["convert", "digitise", "info"]
+
+Input = Annotated[Path, typer.Argument(help="Run directory with showers, or a file of them (.h5, .root).", show_default=False)]
+DetectorName = Annotated[
+    str | None,
+    typer.Option("--detector", help="Preset or TOML file; needed where the file does not tell (CaloChallenge).", show_default=False),
+]
+_RECHITS_PER_PART = 2_000_000  # chosen: with every cell read out a part still takes about 200 MB
+
+
+def info(data: Input, detector: DetectorName = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+    """Say what a run or a file of showers holds."""
+    from calolife.showers.summary import describe_showers
+
+    found = describe_showers(data, detector=_detector(detector))
+    if as_json:
+        print_json(found)
+        return
+    origin = ", ".join(f"{name} {value}" for name, value in found["origin"].items())
+    print(
+        f"{data}: {found['n_showers']} showers, {found['n_hits']} {found['kind']}s in {found['detector']} ({found['detector_digest'][:12]})"
+    )
+    if origin:
+        print(f"made by: {origin}")
+    if found["readout"] is not None:
+        print(f"readout: {', '.join(f'{name} {value:g}' for name, value in found['readout'].items())}")
+    if found["n_showers"] == 0:
+        return
+    low, high = found["energy_gev"]
+    print(f"energy: {low:g} GeV" if low == high else f"energy: {low:g} to {high:g} GeV")
+    print(f"visible: {_with_error(found['visible_mev'])} MeV a shower")
+    print(f"hits: {_with_error(found['hits_per_shower'])} a shower, {100 * found['occupancy']:.3g} % of {found['n_cells']} cells")
+    rows = [
+        [name, str(p["n"]), f"{p['energy_gev']:.4g}", _with_error({"mean": p["visible_mev"], "uncertainty": p["uncertainty_mev"]})]
+        for name, p in found["particles"].items()
+    ]
+    print_table("particles", ["particle", "showers", "mean energy [GeV]", "mean visible [MeV]"], rows)
+
+
+def convert(
+    data: Input,
+    target: Annotated[Path, typer.Argument(help="File to write: .h5, .hdf5 or .root.", show_default=False)],
+    layout: Annotated[
+        str | None, typer.Option("--format", help="calolife, calochallenge or root; by the suffix otherwise.", show_default=False)
+    ] = None,
+    detector: DetectorName = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Write showers in another format."""
+    from calolife.showers.files import count_showers, iter_showers, write_calochallenge, write_root, write_showers
+
+    writers = {"calolife": write_showers, "calochallenge": write_calochallenge, "root": write_root}
+    by_suffix = {".h5": "calolife", ".hdf5": "calolife", ".root": "root"}
+    if layout is None:
+        layout = by_suffix.get(target.suffix)
+        if layout is None:
+            raise ValueError(f"{target}: no format has the suffix {target.suffix!r}; use .h5, .hdf5 or .root, or name one with --format")
+    if layout not in writers:
+        raise ValueError(f"--format {layout!r} is not one of {', '.join(writers)}")
+    if target.exists() and not force:
+        raise ValueError(f"{target} exists; choose another name, or replace it with --force")
+    known = _detector(detector)
+    total = count_showers(data, detector=known)
+    with progress_bar(quiet=quiet) as report:
+
+        def told() -> Iterator[Showers]:
+            done = 0
+            for part in iter_showers(data, detector=known):
+                yield part
+                done += part.n_showers
+                report("showers", done, total)
+
+        n = writers[layout](target, told())
+    if as_json:
+        print_json({"path": str(target), "format": layout, "n_showers": n})
+        return
+    print(f"{target}: {n} showers ({layout})")
+
+
+def digitise(
+    ctx: typer.Context,
+    data: Input,
+    out: Out,
+    light_yield: Annotated[
+        float | None, typer.Option("--light-yield", min=0.0, help="Photo-electrons per MeV; 0: no photo-statistics.", show_default=False)
+    ] = None,
+    noise: Annotated[float | None, typer.Option("--noise", min=0.0, help="Electronics noise of a cell, MeV.", show_default=False)] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", min=0.0, help="Rechits below it are dropped, MeV.", show_default=False)
+    ] = None,
+    saturation: Annotated[
+        float | None, typer.Option("--saturation", min=0.0, help="Most a cell reads before noise, MeV.", show_default=False)
+    ] = None,
+    dead: Annotated[str | None, typer.Option("--dead", help="Dead cells: 5,17 or 5-17.", show_default=False)] = None,
+    dead_fraction: Annotated[float, typer.Option("--dead-fraction", min=0.0, max=1.0, help="Part of the cells, taken at random.")] = 0.0,
+    hot: Annotated[str | None, typer.Option("--hot", help="Hot cells: 5,17 or 5-17.", show_default=False)] = None,
+    hot_mev: Annotated[float, typer.Option("--hot-mev", help="Mean energy of a hot cell above the threshold, MeV.")] = 1.0,
+    pileup: Annotated[Path | None, typer.Option("--pileup", help="Run or file of showers to overlay.", show_default=False)] = None,
+    pileup_mean: Annotated[float, typer.Option("--pileup-mean", min=0.0, help="Mean number of overlaid showers.")] = 0.0,
+    detector: DetectorName = None,
+    seed: Seed = 0,
+    config: Config = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    force: Force = False,
+    debug: Debug = False,
+) -> None:
+    """Read showers out: visible energy in, rechits out. What is not given comes from the detector's readout record."""
+    from calolife.detector.layers import Readout
+    from calolife.runs import Metric, log, new_run, write_metrics
+    from calolife.showers.digitise import digitise as read_out
+    from calolife.showers.digitise import draw_cells
+    from calolife.showers.files import SHOWERS_FILE, count_showers, iter_showers, read_showers, write_showers
+    from calolife.showers.summary import Moments
+
+    known = _detector(detector)
+    n_showers = count_showers(data, detector=known)
+    sample = read_showers(data, stop=0, detector=known)
+    calo = sample.detector
+    readout = _readout(calo, light_yield, noise, threshold, saturation)
+    if dead is not None and dead_fraction > 0:
+        raise ValueError("--dead and --dead-fraction both name dead cells; give one of them")
+    hot_cells = () if hot is None else parse_numbers(hot, what="--hot")
+    # a cell named as hot is not drawn as dead
+    drawn = [int(c) for c in draw_cells(calo, dead_fraction, seed=seed) if c not in hot_cells]
+    dead_cells = drawn if dead is None else parse_numbers(dead, what="--dead")
+    if (pileup is None) != (pileup_mean == 0):
+        raise ValueError("--pileup and --pileup-mean belong together; give both or none")
+    overlaid = None if pileup is None else read_showers(pileup, detector=known)
+    if readout == Readout():
+        say("the readout is ideal: rechits equal simhits; give --light-yield, --noise, --threshold or --saturation", quiet=quiet)
+    if readout.noise_mev > 0 and readout.threshold_mev == 0:
+        say(f"noise without a threshold: each of the {calo.n_cells} cells of every shower is written", quiet=quiet)
+
+    before, after, hits = Moments(), Moments(), Moments()
+
+    def parts(report: Report) -> Iterator[Showers]:
+        nonlocal before, after, hits
+        done = 0
+        for part in iter_showers(data, chunk=max(1, min(1000, _RECHITS_PER_PART // calo.n_cells)), detector=known):
+            rechits = read_out(
+                part, readout, seed=seed, first=done, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev,
+                pileup=overlaid, pileup_mean=pileup_mean,
+            )  # fmt: skip
+            yield rechits
+            before, after, hits = (
+                before.add(part.visible_mev),
+                after.add(rechits.visible_mev),
+                hits.add(rechits.offsets[1:] - rechits.offsets[:-1]),
+            )
+            done += part.n_showers
+            report("showers", done, n_showers)
+
+    # asked before a run is begun, so that a wrong number leaves nothing behind
+    read_out(sample, readout, seed=seed, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev, pileup=overlaid, pileup_mean=pileup_mean)
+    inputs = [data] if pileup is None else [data, pileup]
+    with new_run(out, config=used_options(ctx), seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet) as report:
+        write_showers(run.path / SHOWERS_FILE, parts(report))
+        n = hits.n
+        metrics = {
+            "visible energy": Metric(before.mean, before.uncertainty, "MeV", n),
+            "read energy": Metric(after.mean, after.uncertainty, "MeV", n),
+            "rechits per shower": Metric(hits.mean, hits.uncertainty, "", n),
+            "occupancy": Metric(100 * hits.mean / calo.n_cells, 100 * hits.uncertainty / calo.n_cells, "%", n),
+        }
+        write_metrics(run, metrics)
+        log(run, f"digitised {n} showers")
+    if as_json:
+        counts = {"n_showers": n, "n_hits": int(hits.total), "n_dead": len(dead_cells), "n_hot": len(hot_cells), "seed": seed}
+        print_json({"path": str(out), "detector": calo.name, **counts, "visible_mev": before.mean, "read_mev": after.mean})
+        return
+    print(f"{out}: {n} showers, {int(hits.total)} rechits in {calo.name}; {before.mean:.4g} MeV visible, {after.mean:.4g} MeV read")
+
+
+def _readout(calo: Detector, light_yield: float | None, noise: float | None, threshold: float | None, saturation: float | None) -> Readout:
+    from dataclasses import replace
+
+    given = {"light_yield_pe_per_mev": light_yield, "noise_mev": noise, "threshold_mev": threshold, "saturation_mev": saturation}
+    return replace(calo.readout, **{name: value for name, value in given.items() if value is not None})
+
+
+def _detector(name: str | None) -> Detector | None:
+    from calolife.detector.presets import load_detector
+
+    return None if name is None else load_detector(name)
+
+
+def _with_error(number: dict[str, float]) -> str:
+    import math
+
+    mean, error = number["mean"], number["uncertainty"]
+    if not (math.isfinite(error) and error > 0):
+        return f"{mean:.4g}"
+    digits = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:.{digits}f} +- {error:.{digits}f}"

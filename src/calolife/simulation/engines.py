@@ -1,0 +1,69 @@
+"""One call for every engine: detector and particles in, showers out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from calolife.detector.crystals import CrystalCalorimeter
+from calolife.detector.layers import LayeredCalorimeter
+from calolife.simulation.particles import Particles
+
+if TYPE_CHECKING:
+    from calolife.showers.events import Showers
+
+__all__ = ["ENGINES", "simulate_showers"]
+
+ENGINES = ("fast", "geant4")
+
+
+def simulate_showers(
+    detector: LayeredCalorimeter | CrystalCalorimeter,
+    particles: Particles,
+    *,
+    engine: str = "fast",
+    seed: int = 0,
+    birks: bool = True,
+    first: int = 0,
+    physics: str = "FTFP_BERT",
+    cut_mm: float = 0.7,
+) -> Showers:
+    """Shower particles in a calorimeter.
+
+    Parameters
+    ----------
+    detector : LayeredCalorimeter or CrystalCalorimeter
+    particles : Particles
+    engine : {"fast", "geant4"}
+    seed : int
+    birks : bool
+        Quench the light by Birks' law, with each material's constant.
+    first : int
+        Number of the first shower. Shower i depends on the seed, on ``first + i`` and on its particles only: any chunking
+        of a sample gives the same showers.
+    physics : {"FTFP_BERT", "QGSP_BERT"}
+        Physics list of Geant4; the fast engine is tuned to the first and does not look at it.
+    cut_mm : float [mm]
+        Production cut of Geant4.
+
+    Returns
+    -------
+    Showers
+        Simhits.
+
+    Raises
+    ------
+    ValueError
+        Another engine; a detector without active layers; whatever the engine refuses.
+    MissingExtraError
+        ``geant4`` without calzone or without Geant4's data.
+    """
+    detector.require_active()
+    if engine == "fast":
+        from calolife.simulation.fast import simulate_fast
+
+        return simulate_fast(detector, particles, seed=seed, birks=birks, first=first)
+    if engine == "geant4":
+        from calolife.simulation.geant4 import simulate_geant4
+
+        return simulate_geant4(detector, particles, seed=seed, birks=birks, first=first, physics=physics, cut_mm=cut_mm)
+    raise ValueError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")

@@ -1,0 +1,137 @@
+"""The fast engine: parametrised showers, one compiled loop over showers, one random stream a shower."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from calolife.detector.crystals import CrystalCalorimeter
+from calolife.detector.layers import LayeredCalorimeter
+from calolife.showers.events import Showers
+from calolife.simulation.constants import Constants, load_constants
+from calolife.simulation.electromagnetic import electromagnetic_shower
+from calolife.simulation.hadronic import MUON, NEUTRON, PION, PROTON, WAITING, hadronic_shower
+from calolife.simulation.particles import PDG, Particles
+from calolife.simulation.random import landau_table, start_stream
+from calolife.simulation.stack import build_stack
+
+__all__ = ["simulate_fast"]
+
+_ELECTRON, _PHOTON = -1, -2
+_KIND = {
+    "e-": _ELECTRON, "e+": _ELECTRON, "gamma": _PHOTON, "pi-": PION, "pi+": PION, "proton": PROTON, "neutron": NEUTRON,
+    "mu-": MUON, "mu+": MUON,
+}  # fmt: skip
+
+
+def simulate_fast(
+    detector: LayeredCalorimeter | CrystalCalorimeter,
+    particles: Particles,
+    *,
+    seed: int,
+    birks: bool = True,
+    first: int = 0,
+    constants: Constants | None = None,
+) -> Showers:
+    """Shower particles with the parametrised engine.
+
+    Parameters
+    ----------
+    detector : LayeredCalorimeter or CrystalCalorimeter
+    particles : Particles
+    seed : int
+    birks : bool
+        Quench the light by Birks' law.
+    first : int
+        Number of the first shower; shower i depends on the seed, on ``first + i`` and on its own particles only.
+    constants : Constants, optional
+        Those of the package when left out.
+
+    Returns
+    -------
+    Showers
+        Simhits.
+
+    Notes
+    -----
+    Electromagnetic showers: Grindhammer and Peters, hep-ex/0001020. Hadrons: `hadronic`. Not modelled: time, charge
+    exchange of slow pions with hydrogen, decays in flight, muon bremsstrahlung, polarised or magnetic effects. Tuned
+    between 1.5 and 60 GeV on sampling stacks of 0.3 to 3.7 X0 a layer and on PbWO4; beyond, it extrapolates.
+    """
+    constants = constants or load_constants()
+    stack = build_stack(detector, constants, birks=birks)
+    kind_of = {PDG[name]: kind for name, kind in _KIND.items()}
+    kind = np.array([kind_of[int(p)] for p in particles.pdg_id], np.int64)
+    n = particles.n_showers
+    # one particle a shower is the rule; the offsets say where each shower's particles start
+    bounds = np.searchsorted(particles.shower, np.arange(n + 1))
+    counts, cell, energy, budget = _run(
+        stack, constants, landau_table(), int(detector.n_cells), bounds, kind, 1000.0 * particles.energy_gev,
+        particles.position_mm, particles.direction, np.uint64(seed), first,
+    )  # fmt: skip
+    incident = particles.incident()
+    entered = 1000.0 * np.bincount(particles.shower, particles.energy_gev, n)
+    active, passive, leaked, invisible = budget.T
+    rest = entered - active - leaked - invisible
+    if np.all(stack.active >= 0):
+        passive, invisible = np.zeros(n), invisible + rest  # no passive material: what is left broke nuclei
+    else:
+        passive = rest
+    return Showers(
+        detector=detector,
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        cell=cell,
+        energy_mev=energy,
+        pdg_id=incident.pdg_id,
+        energy_gev=incident.energy_gev,
+        position_mm=np.column_stack([incident.position_mm, np.zeros(n)]),
+        direction=incident.direction,
+        kind="simhit",
+        readout=None,
+        origin={"engine": "fast", "seed": int(seed), "birks": bool(birks)},
+        active_mev=active,
+        passive_mev=passive,
+        leaked_mev=leaked,
+        invisible_mev=invisible,
+    )
+
+
+@njit(cache=True, nogil=True)
+def _run(st, c, table, n_cells, bounds, kind, energy, position, direction, seed, first):  # type: ignore[no-untyped-def]
+    n = len(bounds) - 1
+    state = np.empty(4, np.uint64)
+    grid, touched, waiting = np.zeros(n_cells), np.empty(n_cells, np.int64), np.empty((WAITING, 8))
+    counts, budget = np.zeros(n, np.int64), np.zeros((n, 4))
+    cells, values = np.empty(1024, np.int32), np.empty(1024, np.float32)
+    used = 0
+    for i in range(n):
+        start_stream(state, seed, first + i)
+        hit = 0
+        for j in range(bounds[i], bounds[i + 1]):
+            x, y = position[j, 0], position[j, 1]
+            ux, uy, uz = direction[j, 0], direction[j, 1], direction[j, 2]
+            if kind[j] < 0:
+                hit = electromagnetic_shower(
+                    state, c, st, grid, touched, hit, energy[j], kind[j] == _PHOTON, x, y, 0.0, ux, uy, uz, budget[i]
+                )
+            else:
+                hit = hadronic_shower(
+                    state, c, st, table, grid, touched, hit, waiting, kind[j], energy[j], x, y, 0.0, ux, uy, uz, budget[i]
+                )
+        if used + hit > len(cells):
+            size = max(2 * len(cells), used + hit)
+            more_cells, more_values = np.empty(size, np.int32), np.empty(size, np.float32)
+            more_cells[:used], more_values[:used] = cells[:used], values[:used]
+            cells, values = more_cells, more_values
+        order = np.sort(touched[:hit])
+        kept = 0
+        for k in range(hit):
+            value = np.float32(grid[order[k]])
+            grid[order[k]] = 0.0
+            if value > 0.0:
+                cells[used + kept], values[used + kept] = order[k], value
+                kept += 1
+        used += kept
+        counts[i] = kept
+    return counts, cells[:used].copy(), values[:used].copy(), budget

@@ -1,0 +1,200 @@
+"""What the compiled engine sees of a calorimeter: flat arrays, one entry a slab or an active layer."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from calolife.detector.crystals import CrystalCalorimeter
+from calolife.detector.layers import LayeredCalorimeter
+from calolife.detector.materials import Material
+from calolife.simulation.constants import Constants
+
+__all__ = ["Stack", "build_stack"]
+
+_LOOK_AHEAD_X0 = 12.0  # chosen: an electromagnetic shower leaves most of its energy within 12 X0
+_PART_X0 = 1.0  # chosen: the spread across the axis is taken constant over a part of a thick active layer
+
+
+class Stack(NamedTuple):
+    """A calorimeter as arrays.
+
+    Slabs run along z, active layers are numbered among the active slabs; lengths in mm, depths in X0 and lambda_I.
+    """
+
+    z: np.ndarray  # (slab + 1,) [mm]
+    depth_x0: np.ndarray  # (slab + 1,)
+    dedx: np.ndarray  # (slab,) minimum ionisation [MeV / mm]
+    lambda_mm: np.ndarray  # (slab,)
+    birks: np.ndarray  # (slab,) kB [mm / MeV], 0 without quenching
+    a: np.ndarray  # (slab,) effective A
+    xi: np.ndarray  # (slab,) Landau width of 1 mm [MeV / mm]
+    density: np.ndarray  # (slab,) [g / cm3]
+    is_organic: np.ndarray  # (slab,) contains hydrogen: neutrons leave visible recoils
+    active: np.ndarray  # (slab,) number of the active layer, -1 for passive slabs
+    critical: np.ndarray  # (slab,) critical energy of the medium that follows [MeV]
+    charge: np.ndarray  # (slab,) effective Z of it
+    x0_mm: np.ndarray  # (slab,) X0 of it
+    moliere: np.ndarray  # (slab,) Moliere radius of it [mm]
+    frequency: np.ndarray  # (slab,) F_S = X0 / sampling period; 0: homogeneous
+    contrast: np.ndarray  # (slab,) Z of the passive less Z of the active part
+    slab: np.ndarray  # (active,) active slabs; thick ones are several
+    layer: np.ndarray  # (active,) the layer of the calorimeter each is part of
+    t_start: np.ndarray  # (active,) depth [X0] where its sampling period starts
+    t_front: np.ndarray  # (active,) its own front and
+    t_back: np.ndarray  # (active,) back
+    fraction: np.ndarray  # (active,) active / all minimum ionisation of its period
+    mip: np.ndarray  # (active,) minimum ionisation in it [MeV]
+    emip: np.ndarray  # (active,) signal of an electromagnetic shower over that of minimum ionisation, before quenching
+    spot: np.ndarray  # (active,) mean deposit of one sampled track [MeV]
+    offset: np.ndarray  # (active + 1,) first cell
+    n_x: np.ndarray  # (active,)
+    n_y: np.ndarray  # (active,)
+    half_x: float  # [mm]
+    half_y: float
+    x_low: np.ndarray  # (n_x,) edges of the cells of a crystal matrix; empty for a layered calorimeter
+    x_high: np.ndarray
+    y_low: np.ndarray
+    y_high: np.ndarray
+    is_wrapped: bool  # y is periodic
+
+
+class _Mix(NamedTuple):
+    """Effective medium of consecutive slabs."""
+
+    critical: float
+    charge: float
+    x0_mm: float
+    moliere: float
+    a: float
+
+
+def _mix(materials: list[Material], thickness_mm: np.ndarray) -> _Mix:
+    # mass fractions weight Z and A; X0 and Ec/X0 add as Grindhammer and Peters, hep-ex/0001020, section 2, write them
+    mass = np.array([m.density_g_cm3 for m in materials]) * thickness_mm
+    w = mass / mass.sum()
+    x0_g = np.array([m.x0_g_cm2 for m in materials])
+    critical = np.array([m.critical_energy_mev for m in materials])
+    moliere_g = np.array([m.moliere_cm * m.density_g_cm3 for m in materials])
+    mean_x0 = 1.0 / np.sum(w / x0_g)
+    mean_critical = mean_x0 * np.sum(w * critical / x0_g)
+    density = mass.sum() / thickness_mm.sum()
+    return _Mix(
+        float(mean_critical),
+        float(np.sum(w * np.array([m.z_eff for m in materials]))),
+        float(10.0 * mean_x0 / density),
+        float(10.0 / np.sum(w / moliere_g) / density),
+        float(np.sum(w * np.array([m.a_eff for m in materials]))),
+    )
+
+
+def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Constants, *, birks: bool) -> Stack:
+    """Arrays of a calorimeter for the compiled engine.
+
+    Parameters
+    ----------
+    detector : LayeredCalorimeter or CrystalCalorimeter
+    constants : Constants
+    birks : bool
+        Quench by Birks' law with each material's constant.
+
+    Returns
+    -------
+    Stack
+    """
+    if isinstance(detector, CrystalCalorimeter):
+        materials, is_active, thickness = [detector.material], [True], np.array([float(detector.length_mm)])
+        n_x, n_y, offset = np.array([len(detector.ieta)]), np.array([detector.n_phi]), np.array([0, detector.n_cells])
+        x_edges, y_edges = np.asarray(detector.x_edges_mm, float), np.asarray(detector.y_edges_mm, float)
+        half_x, half_y = float(np.abs(x_edges).max()), float(np.abs(y_edges).max())
+        is_wrapped = bool(detector.is_phi_periodic)
+    else:
+        materials = [layer.material for layer in detector.layers]
+        is_active = [layer.is_active for layer in detector.layers]
+        thickness = np.array([layer.thickness_mm for layer in detector.layers], float)
+        cells = [layer.cells for layer in detector.layers if layer.is_active]
+        n_x, n_y = np.array([c[0] for c in cells]), np.array([c[1] for c in cells])
+        offset = np.asarray(detector.cell_offset, np.int64)
+        x_edges = y_edges = np.empty((0, 2))
+        half_x, half_y, is_wrapped = detector.size_x_mm / 2, detector.size_y_mm / 2, False
+
+    number = np.cumsum(is_active) - 1
+    parts = [max(1, round(t / (10.0 * m.x0_cm) / _PART_X0)) if on else 1 for m, on, t in zip(materials, is_active, thickness, strict=True)]
+    materials = [m for m, k in zip(materials, parts, strict=True) for _ in range(k)]
+    layer_of = np.repeat(number, parts)
+    is_active = np.repeat(is_active, parts)
+    thickness = np.repeat(thickness / parts, parts)
+
+    n = len(materials)
+    x0_mm = np.array([10.0 * m.x0_cm for m in materials])
+    dedx = np.array([0.1 * m.min_dedx_mev_cm for m in materials])
+    z = np.concatenate([[0.0], np.cumsum(thickness)])
+    depth = np.concatenate([[0.0], np.cumsum(thickness / x0_mm)])
+    slab = np.flatnonzero(is_active)
+    active = np.full(n, -1)
+    active[slab] = layer_of[slab]
+    part_of = np.full(n, -1)
+    part_of[slab] = np.arange(len(slab))
+
+    first = np.concatenate([[0], slab[:-1] + 1])  # a period: all since the last active layer, and the active layer
+    passive_x0 = np.array([depth[s] - depth[f] for f, s in zip(first, slab, strict=True)])
+    period_mip = np.array([np.sum((dedx * thickness)[f : s + 1]) for f, s in zip(first, slab, strict=True)])
+    mip = (dedx * thickness)[slab]
+
+    ahead: dict[str, Any] = {name: np.zeros(n) for name in ("critical", "charge", "x0_mm", "moliere", "frequency", "contrast")}
+    for i in range(n):
+        last = int(np.searchsorted(depth, depth[i] + _LOOK_AHEAD_X0))
+        # near the end the medium is what lies before
+        start = min(i, max(int(np.searchsorted(depth, depth[n] - _LOOK_AHEAD_X0)) - 1, 0))
+        part = slice(start, min(max(last, i + 1), n))
+        mixed = _mix(materials[part], thickness[part])
+        ahead["critical"][i], ahead["charge"][i] = mixed.critical, mixed.charge
+        ahead["x0_mm"][i], ahead["moliere"][i] = mixed.x0_mm, mixed.moliere
+        inside = [k for k in range(part.start, part.stop) if is_active[k]]
+        outside = [k for k in range(part.start, part.stop) if not is_active[k]]
+        if inside and outside and passive_x0[part_of[inside]].max() > 1e-9:
+            period_mm = np.mean([z[k + 1] - z[first[part_of[k]]] for k in inside])
+            ahead["frequency"][i] = mixed.x0_mm / period_mm
+            ahead["contrast"][i] = (
+                _mix([materials[k] for k in outside], thickness[outside]).charge
+                - _mix([materials[k] for k in inside], thickness[inside]).charge
+            )
+    # what an absorber keeps of the soft electrons grows with its Z and thickness, and less of a thick active layer sees them
+    contrast, thick = np.maximum(ahead["contrast"][slab], 0.0), np.maximum(passive_x0, 1e-9)
+    kept = constants.em_emip * contrast**constants.em_emip_z * thick / (thick + constants.em_emip_x0)
+    kept *= thickness[slab] ** constants.em_emip_mm
+    spot = constants.em_spot * mip**constants.em_spot_mip * thick**constants.em_spot_x0 * np.maximum(contrast, 1.0) ** constants.em_spot_z
+    return Stack(
+        emip=1.0 / (1.0 + kept),
+        spot=spot,
+        z=z,
+        depth_x0=depth,
+        dedx=dedx,
+        lambda_mm=np.array([10.0 * m.lambda_cm for m in materials]),
+        birks=np.array([m.birks_mm_per_mev if birks else 0.0 for m in materials]),
+        a=np.array([m.a_eff for m in materials]),
+        # xi = 0.1535 MeV cm2/g Z/A rho x at beta = 1: PDG Review, "Passage of particles through matter"
+        xi=np.array([0.01535 * m.z_eff / m.a_eff * m.density_g_cm3 for m in materials]),
+        density=np.array([m.density_g_cm3 for m in materials]),
+        is_organic=np.array([m.z_eff / m.a_eff > 0.5005 for m in materials]),  # only hydrogen lifts Z/A above one half
+        active=active,
+        **ahead,
+        slab=slab,
+        layer=layer_of[slab],
+        t_start=depth[first],
+        t_front=depth[slab],
+        t_back=depth[slab + 1],
+        fraction=mip / period_mip,
+        mip=mip,
+        offset=offset,
+        n_x=n_x,
+        n_y=n_y,
+        half_x=half_x,
+        half_y=half_y,
+        x_low=np.ascontiguousarray(x_edges[:, 0]),
+        x_high=np.ascontiguousarray(x_edges[:, 1]),
+        y_low=np.ascontiguousarray(y_edges[:, 0]),
+        y_high=np.ascontiguousarray(y_edges[:, 1]),
+        is_wrapped=is_wrapped,
+    )
