@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from calolife.cli import demo, detector, show, showers, showers_data, transparency, transparency_data
+from calolife.cli import demo, detector, show, showers, showers_data, showers_tune, transparency, transparency_data
 from calolife.errors import MissingExtraError, NotConvergedError
 
 __all__ = ["app", "main"]
@@ -37,7 +37,7 @@ for verb in (
 ):
     stage.command()(verb)
 shower_stage = typer.Typer(help="Shower particles in a calorimeter.", rich_markup_mode=None)
-for shower_verb in (showers.simulate, showers_data.info, showers_data.digitise, showers_data.convert):
+for shower_verb in (showers.simulate, showers_data.info, showers_data.digitise, showers_data.convert, showers_tune.tune):
     shower_stage.command()(shower_verb)
 detectors = typer.Typer(help="Describe a calorimeter: what it is made of, contains and costs.", rich_markup_mode=None)
 detectors.command("list")(detector.list_detectors)

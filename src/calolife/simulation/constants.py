@@ -11,6 +11,7 @@ __all__ = ["Constants", "load_constants"]
 
 class Constants(NamedTuple):
     em_t0: float
+    em_t1: float
     em_a0: float
     em_a1: float
     em_az: float
@@ -26,6 +27,7 @@ class Constants(NamedTuple):
     em_sa0_s: float
     em_sa1_s: float
     em_t_photon: float
+    em_a_photon: float
     em_core: float
     em_tail: float
     em_quench: float
@@ -37,6 +39,7 @@ class Constants(NamedTuple):
     em_spot_mip: float
     em_spot_x0: float
     em_spot_z: float
+    em_spot_shape: float
     em_spot_homogeneous: float
     em_loss_share: float
     em_loss_order: float
@@ -73,6 +76,11 @@ class Constants(NamedTuple):
     h_gamma: float
     h_gamma_mm: float
     h_gamma_mev: float
+    h_delta: float
+    h_delta_mm: float
+    h_slow_shape: float
+    h_gamma_shape: float
+    h_point_forward: float
 
 
 def load_constants() -> Constants:

@@ -18,35 +18,21 @@ __all__ = ["deposit", "electromagnetic_shower", "find_slab"]
 _MOST_SPOTS = 30000  # chosen: spots of a homogeneous shower grow beyond this energy, to bound the time of one shower
 
 
-@njit(cache=True)
+@njit
 def find_slab(edges, z):  # type: ignore[no-untyped-def]
     """Slab that holds `z`: the largest i with edges[i] <= z, kept inside the stack."""
     i = np.searchsorted(edges, z, side="right") - 1
     return min(max(i, 0), len(edges) - 2)
 
 
-@njit(cache=True)
-def _strip(low, high, v):  # type: ignore[no-untyped-def]
-    # crystal that holds v, -1 in a gap; edges ascend
-    i = np.searchsorted(low, v, side="right") - 1
-    if i < 0 or v >= high[i]:
-        return -1
-    return i
-
-
-@njit(cache=True)
+@njit
 def deposit(st, grid, touched, n_touched, layer, x, y, energy):  # type: ignore[no-untyped-def]
     """Add visible energy at (x, y) of an active layer; returns the new number of touched cells, or -1 - it where nothing is hit."""
     n_x, n_y = st.n_x[layer], st.n_y[layer]
-    if len(st.x_low):
-        ix = _strip(st.x_low, st.x_high, x)
-        if st.is_wrapped:
-            span = 2.0 * st.half_y
-            y -= span * math.floor((y + st.half_y) / span)
-        iy = _strip(st.y_low, st.y_high, y)
-    else:
-        ix = int(math.floor((x + st.half_x) * n_x / (2.0 * st.half_x)))
-        iy = int(math.floor((y + st.half_y) * n_y / (2.0 * st.half_y)))
+    ix = math.floor((x + st.half_x) * n_x / (2.0 * st.half_x))
+    iy = math.floor((y + st.half_y) * n_y / (2.0 * st.half_y))
+    if st.is_wrapped:
+        iy %= n_y
     if ix < 0 or iy < 0 or ix >= n_x or iy >= n_y:
         return -1 - n_touched
     cell = st.offset[layer] + ix * n_y + iy
@@ -57,14 +43,14 @@ def deposit(st, grid, touched, n_touched, layer, x, y, energy):  # type: ignore[
     return n_touched
 
 
-@njit(cache=True)
+@njit
 def _profile(t, shape, rate, log_norm):  # type: ignore[no-untyped-def]
     if t <= 0.0:
         return 0.0
     return math.exp((shape - 1.0) * math.log(rate * t) - rate * t + log_norm)
 
 
-@njit(cache=True)
+@njit
 def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_photon, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     """Deposit one shower of `energy` [MeV] that starts at (x, y, z) [mm] along (ux, uy, uz); returns the number of touched cells.
 
@@ -92,7 +78,7 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     critical, charge, frequency = st.critical[s], st.charge[s], st.frequency[s]
     log_y = math.log(max(energy / critical, 1.6))
     emip = 1.0 / (1.0 + 0.007 * max(st.contrast[s], 0.0))
-    peak = log_y + c.em_t0
+    peak = c.em_t0 + c.em_t1 * log_y
     shape = c.em_a0 + (c.em_a1 + c.em_az / charge) * log_y
     if frequency > 0.0:
         peak += c.em_t_fs / frequency + c.em_t_e * (1.0 - emip)
@@ -106,6 +92,7 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         rho = 0.705 - 0.023 * log_y
     if is_photon:
         peak += c.em_t_photon
+        shape += c.em_a_photon
     peak = max(peak, 0.35)
     shape = max(shape, 1.25)
     n1, n2 = normal(state), normal(state)
@@ -117,13 +104,17 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     log_norm = math.log(rate) - math.lgamma(alpha)
     deepest = t_max + (8.0 + 6.0 * math.sqrt(alpha)) / rate
 
+    forward = cosine > 0.0
+    depth = (st.depth_x0[last] - origin if forward else origin) / abs(cosine)
+    inside = _inside(depth, deepest, alpha, rate, log_norm)
+    budget[2] += energy * (1.0 - inside)
     # albedo, soft photons through the sides, binding energy: a small share always, a large one after a photonuclear reaction
     order = c.em_loss_order * math.sqrt(energy / 1000.0)
     lost = c.em_loss_share * energy * gamma(state, order) / order
     for _ in range(poisson(state, c.em_nuclear_rate * energy)):
         lost += c.em_nuclear_mev * exponential(state)
     lost = min(lost, 0.3 * energy)
-    budget[3] += lost
+    budget[3] += lost * inside  # what leaves at the back does not react here
     energy -= lost
 
     log_e = math.log(max(energy, 100.0) / 1000.0)
@@ -131,11 +122,9 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     k1, k2, k3, k4 = 0.659 - 0.00309 * charge, 0.645, -2.59, 0.3585 + 0.0421 * log_e
     p1, p2, p3 = 2.632 - 0.00094 * charge, 0.401 + 0.00187 * charge, 1.313 - 0.0686 * log_e
     moliere = st.moliere[s]
-    contained = 0.0
     seen = 0.0
     n_active = len(st.slab)
     k = np.searchsorted(st.slab, s)
-    forward = cosine > 0.0
     if not forward and (k == n_active or st.slab[k] > s):
         k -= 1
     while 0 <= k < n_active:
@@ -152,16 +141,14 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
             break
         a_in = max(a, 0.0)
         middle = 0.5 * (a_in + b)
-        mean_density = (
-            _profile(a_in, alpha, rate, log_norm) + 4.0 * _profile(middle, alpha, rate, log_norm) + _profile(b, alpha, rate, log_norm)
-        ) / 6.0
-        if b - a_in > 0.3:  # Simpson over halves where a slab is thick
-            left, right = 0.5 * (a_in + middle), 0.5 * (middle + b)
+        if b - a_in < 0.1:  # thin: the profile is flat across it
+            mean_density = _profile(middle, alpha, rate, log_norm)
+        else:  # Simpson over two halves
             mean_density = (
                 _profile(a_in, alpha, rate, log_norm)
-                + 4.0 * _profile(left, alpha, rate, log_norm)
+                + 4.0 * _profile(0.5 * (a_in + middle), alpha, rate, log_norm)
                 + 2.0 * _profile(middle, alpha, rate, log_norm)
-                + 4.0 * _profile(right, alpha, rate, log_norm)
+                + 4.0 * _profile(0.5 * (middle + b), alpha, rate, log_norm)
                 + _profile(b, alpha, rate, log_norm)
             ) / 12.0
         is_sampling = st.fraction[k] < 0.999999
@@ -185,13 +172,17 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         else:
             spot = max(c.em_spot_homogeneous, energy / _MOST_SPOTS)
             n_spots = int(mean / spot) + 1
-        for _ in range(n_spots):
-            v = spot * exponential(state) if is_sampling else mean / n_spots
+        rest = mean
+        for i in range(n_spots):
+            if is_sampling:
+                v = spot * gamma(state, st.spot_shape[k]) / st.spot_shape[k]
+            else:  # a broken stick: exponential shares that add up
+                v = rest if i == n_spots - 1 else rest * (1.0 - uniform(state) ** (1.0 / (n_spots - 1 - i)))
+                rest -= v
             r_scale = core if uniform(state) < weight else tail
             u = uniform(state)
             r = moliere * r_scale * math.sqrt(u / (1.0 - u))
             phi = 2.0 * math.pi * uniform(state)
-            contained += v
             after = deposit(st, grid, touched, n_touched, st.layer[k], x_axis + r * math.cos(phi), y_axis + r * math.sin(phi), v * quench)
             if after < 0:
                 continue
@@ -200,20 +191,19 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         k += 1 if forward else -1
     budget[0] += seen
     if st.frequency[s] == 0.0 and st.fraction[0] > 0.999999:
-        budget[2] += energy - seen
+        budget[2] += energy * inside - seen  # no passive material: what no cell holds left through the sides
     else:
-        depth = st.depth_x0[last] - origin if forward else origin
-        inside = _inside(depth / abs(cosine), alpha, rate, log_norm)
-        budget[2] += energy * (1.0 - inside)
         budget[1] += energy * inside - seen
     return n_touched
 
 
-@njit(cache=True)
-def _inside(depth, alpha, rate, log_norm):  # type: ignore[no-untyped-def]
+@njit
+def _inside(depth, deepest, alpha, rate, log_norm):  # type: ignore[no-untyped-def]
     # integral of the profile to `depth`, Simpson over 64 steps
     if depth <= 0.0:
         return 0.0
+    if depth > deepest:
+        return 1.0
     h = depth / 64.0
     total = _profile(depth, alpha, rate, log_norm)
     for i in range(1, 64):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import LayeredCalorimeter
 from calolife.simulation.particles import Particles
+from calolife.simulation.upstream import has_upstream, through_upstream, with_incident
 
 if TYPE_CHECKING:
     from calolife.showers.events import Showers
@@ -56,14 +57,31 @@ def simulate_showers(
         Another engine; a detector without active layers; whatever the engine refuses.
     MissingExtraError
         ``geant4`` without calzone or without Geant4's data.
+
+    Notes
+    -----
+    Crystals with material in front of them are hit by what `through_upstream` lets arrive, in the field of CMS; the truth
+    of a shower stays that of the particle that was shot, and what curls up in front counts as leaked.
+
+    Examples
+    --------
+    >>> from calolife.detector.presets import load_detector
+    >>> from calolife.simulation.particles import sample_particles
+    >>> calo = load_detector("pbwo4-5x5")
+    >>> showers = simulate_showers(calo, sample_particles(calo, 5, particle="gamma", energy_gev=10.0, seed=1), seed=1)
+    >>> showers.n_showers, showers.kind
+    (5, 'simhit')
     """
     detector.require_active()
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    arrived = through_upstream(detector, particles, seed=seed, first=first)
     if engine == "fast":
         from calolife.simulation.fast import simulate_fast
 
-        return simulate_fast(detector, particles, seed=seed, birks=birks, first=first)
-    if engine == "geant4":
+        showers = simulate_fast(detector, arrived, seed=seed, birks=birks, first=first)
+    else:
         from calolife.simulation.geant4 import simulate_geant4
 
-        return simulate_geant4(detector, particles, seed=seed, birks=birks, first=first, physics=physics, cut_mm=cut_mm)
-    raise ValueError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+        showers = simulate_geant4(detector, arrived, seed=seed, birks=birks, first=first, physics=physics, cut_mm=cut_mm)
+    return with_incident(showers, particles) if has_upstream(detector) else showers

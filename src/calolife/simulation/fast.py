@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from importlib import resources
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -18,6 +21,7 @@ from calolife.simulation.stack import build_stack
 
 __all__ = ["simulate_fast"]
 
+_COMPILED = ("random", "electromagnetic", "hadronic", "fast")
 _ELECTRON, _PHOTON = -1, -2
 _KIND = {
     "e-": _ELECTRON, "e+": _ELECTRON, "gamma": _PHOTON, "pi-": PION, "pi+": PION, "proton": PROTON, "neutron": NEUTRON,
@@ -65,10 +69,12 @@ def simulate_fast(
     kind = np.array([kind_of[int(p)] for p in particles.pdg_id], np.int64)
     n = particles.n_showers
     # one particle a shower is the rule; the offsets say where each shower's particles start
+    assert particles.shower is not None
     bounds = np.searchsorted(particles.shower, np.arange(n + 1))
+    position = _entry(detector, particles)
     counts, cell, energy, budget = _run(
-        stack, constants, landau_table(), int(detector.n_cells), bounds, kind, 1000.0 * particles.energy_gev,
-        particles.position_mm, particles.direction, np.uint64(seed), first,
+        stack, constants, landau_table(), int(detector.n_cells), bounds, kind, 1000.0 * particles.energy_gev, position,
+        particles.direction, np.uint64(seed), first,
     )  # fmt: skip
     incident = particles.incident()
     entered = 1000.0 * np.bincount(particles.shower, particles.energy_gev, n)
@@ -97,41 +103,93 @@ def simulate_fast(
     )
 
 
-@njit(cache=True, nogil=True)
-def _run(st, c, table, n_cells, bounds, kind, energy, position, direction, seed, first):  # type: ignore[no-untyped-def]
-    n = len(bounds) - 1
-    state = np.empty(4, np.uint64)
-    grid, touched, waiting = np.zeros(n_cells), np.empty(n_cells, np.int64), np.empty((WAITING, 8))
-    counts, budget = np.zeros(n, np.int64), np.zeros((n, 4))
-    cells, values = np.empty(1024, np.int32), np.empty(1024, np.float32)
-    used = 0
-    for i in range(n):
-        start_stream(state, seed, first + i)
-        hit = 0
-        for j in range(bounds[i], bounds[i + 1]):
-            x, y = position[j, 0], position[j, 1]
-            ux, uy, uz = direction[j, 0], direction[j, 1], direction[j, 2]
-            if kind[j] < 0:
-                hit = electromagnetic_shower(
-                    state, c, st, grid, touched, hit, energy[j], kind[j] == _PHOTON, x, y, 0.0, ux, uy, uz, budget[i]
-                )
-            else:
-                hit = hadronic_shower(
-                    state, c, st, table, grid, touched, hit, waiting, kind[j], energy[j], x, y, 0.0, ux, uy, uz, budget[i]
-                )
-        if used + hit > len(cells):
-            size = max(2 * len(cells), used + hit)
-            more_cells, more_values = np.empty(size, np.int32), np.empty(size, np.float32)
-            more_cells[:used], more_values[:used] = cells[:used], values[:used]
-            cells, values = more_cells, more_values
-        order = np.sort(touched[:hit])
-        kept = 0
-        for k in range(hit):
-            value = np.float32(grid[order[k]])
-            grid[order[k]] = 0.0
-            if value > 0.0:
-                cells[used + kept], values[used + kept] = order[k], value
-                kept += 1
-        used += kept
-        counts[i] = kept
-    return counts, cells[:used].copy(), values[:used].copy(), budget
+def _entry(detector: LayeredCalorimeter | CrystalCalorimeter, particles: Particles) -> NDArray[np.float64]:
+    """Where each particle meets material, (particle, 3) [mm]; in a crystal matrix in coordinates from which the gaps are taken out."""
+    x, y, z = particles.position_mm[:, 0].copy(), particles.position_mm[:, 1].copy(), np.zeros(len(particles.pdg_id))
+    if isinstance(detector, LayeredCalorimeter):
+        return np.column_stack([x, y, z])
+    slope_x, slope_y = (particles.direction[:, :2] / particles.direction[:, 2:]).T
+    x_edges, y_edges = detector.x_edges_mm, detector.y_edges_mm
+    if detector.is_phi_periodic:  # the gap of the seam counts as before the first column
+        last = y_edges[-1, 1]
+        y = last - (last - y) % detector.period_y_mm
+    # into a gap: on along the direction to the crystal beside it, out at the back if there is none on the way
+    for position, slope, edges in ((x, slope_x, x_edges), (y, slope_y, y_edges)):
+        row = np.searchsorted(edges[:, 0], position, side="right") - 1
+        inside = np.clip(row, 0, None)
+        in_gap = (row < 0) | (position >= edges[inside, 1])
+        right = np.clip(inside + (row >= 0), 0, len(edges) - 1)
+        back = edges[-1, 1] - detector.period_y_mm if detector.is_phi_periodic and edges is y_edges else edges[0, 0]
+        goal = np.where(slope > 0, edges[right, 0], np.where(row < 0, back, edges[inside, 1]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            way = np.where(in_gap, (goal - position) / slope, 0.0)
+        way = np.where(np.isfinite(way) & (way >= 0), way, detector.length_mm)
+        z = np.maximum(z, np.where(in_gap, way, 0.0))
+    x, y = x + slope_x * z, y + slope_y * z
+    if detector.is_phi_periodic:
+        y = y_edges[0, 0] + (y - y_edges[0, 0]) % detector.period_y_mm
+    flat = []
+    for position, edges in ((x, x_edges), (y, y_edges)):
+        row = np.clip(np.searchsorted(edges[:, 0], position, side="right") - 1, 0, len(edges) - 1)
+        within = np.minimum(position - edges[row, 0], detector.crystal_size_mm * (1 - 1e-9))
+        start = (row - 0.5 * len(edges)) * detector.crystal_size_mm
+        # beside the matrix it stays as far outside
+        beyond = np.where(position < edges[0, 0], position - edges[0, 0], np.maximum(position - edges[-1, 1], 0.0))
+        flat.append(start + np.where(position < edges[0, 0], 0.0, within) + beyond)
+    return np.column_stack([*flat, np.minimum(z, detector.length_mm)])
+
+
+def _digest_of_sources() -> int:
+    # numba watches the file of a cached function only, not the files of what it calls
+    text = "".join(resources.files(__package__).joinpath(f"{name}.py").read_text(encoding="utf-8") for name in _COMPILED)
+    return zlib.crc32(text.encode())
+
+
+def _compiled(digest: int):  # type: ignore[no-untyped-def]
+    """The loop over showers; `digest` is part of the key under which numba keeps its machine code."""
+
+    @njit(cache=True, nogil=True)
+    def run(st, c, table, n_cells, bounds, kind, energy, position, direction, seed, first):  # type: ignore[no-untyped-def]
+        n = len(bounds) - 1 if digest >= 0 else 0
+        state = np.empty(4, np.uint64)
+        grid, touched, waiting = np.zeros(n_cells), np.empty(n_cells, np.int64), np.empty((WAITING, 8))
+        counts, budget = np.zeros(n, np.int64), np.zeros((n, 4))
+        cells, values = np.empty(1024, np.int32), np.empty(1024, np.float32)
+        used = 0
+        for i in range(n):
+            start_stream(state, seed, first + i)
+            hit = 0
+            for j in range(bounds[i], bounds[i + 1]):
+                x, y, z = position[j, 0], position[j, 1], position[j, 2]
+                ux, uy, uz = direction[j, 0], direction[j, 1], direction[j, 2]
+                if z >= st.z[-1]:
+                    budget[i, 2] += energy[j]
+                elif kind[j] < 0:
+                    hit = electromagnetic_shower(
+                        state, c, st, grid, touched, hit, energy[j], kind[j] == _PHOTON, x, y, z, ux, uy, uz, budget[i]
+                    )
+                else:
+                    hit = hadronic_shower(
+                        state, c, st, table, grid, touched, hit, waiting, kind[j], energy[j], x, y, z, ux, uy, uz, budget[i]
+                    )
+            if used + hit > len(cells):
+                size = max(2 * len(cells), used + hit)
+                more_cells, more_values = np.empty(size, np.int32), np.empty(size, np.float32)
+                more_cells[:used], more_values[:used] = cells[:used], values[:used]
+                cells, values = more_cells, more_values
+            order = np.sort(touched[:hit])
+            kept = 0
+            for k in range(hit):
+                value = np.float32(grid[order[k]])
+                grid[order[k]] = 0.0
+                if value > 0.0:
+                    cells[used + kept], values[used + kept] = order[k], value
+                    kept += 1
+            used += kept
+            counts[i] = kept
+        return counts, cells[:used].copy(), values[:used].copy(), budget
+
+    return run
+
+
+_run = _compiled(_digest_of_sources())

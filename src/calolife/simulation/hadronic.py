@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 
 from calolife.simulation.electromagnetic import deposit, electromagnetic_shower, find_slab
-from calolife.simulation.random import exponential, gamma, landau, poisson, uniform
+from calolife.simulation.random import exponential, gamma, landau, normal, poisson, uniform
 
 __all__ = ["MUON", "NEUTRON", "PION", "PROTON", "WAITING", "hadronic_shower"]
 
@@ -22,7 +22,7 @@ WAITING = 4000  # chosen: particles waiting at once; a 1 TeV pion stays below a 
 _ELECTRON_MEV = 0.511
 
 
-@njit(cache=True)
+@njit
 def _push(waiting, n, kind, energy, x, y, z, ux, uy, uz):  # type: ignore[no-untyped-def]
     if n >= len(waiting):
         return n
@@ -31,7 +31,7 @@ def _push(waiting, n, kind, energy, x, y, z, ux, uy, uz):  # type: ignore[no-unt
     return n + 1
 
 
-@njit(cache=True)
+@njit
 def _turn(state, cosine, ux, uy, uz):  # type: ignore[no-untyped-def]
     # direction at a polar angle about (ux, uy, uz), any azimuth
     sine = math.sqrt(max(1.0 - cosine * cosine, 0.0))
@@ -46,7 +46,7 @@ def _turn(state, cosine, ux, uy, uz):  # type: ignore[no-untyped-def]
     return vx, vy, vz
 
 
-@njit(cache=True)
+@njit
 def _isotropic(state, forward):  # type: ignore[no-untyped-def]
     # cosine with density (1 + forward * cosine) / 2
     u = uniform(state)
@@ -55,11 +55,11 @@ def _isotropic(state, forward):  # type: ignore[no-untyped-def]
     return (-1.0 + math.sqrt((1.0 - forward) ** 2 + 4.0 * forward * u)) / forward
 
 
-@njit(cache=True)
-def _point(state, st, grid, touched, n_touched, x, y, z, reach_mm, energy, needs_hydrogen, quench, budget):  # type: ignore[no-untyped-def]
-    # a neutral that travels an exponential distance in any direction and is seen if it ends in active material
-    cosine = 2.0 * uniform(state) - 1.0
-    sine = math.sqrt(1.0 - cosine * cosine)
+@njit
+def _point(state, c, st, grid, touched, n_touched, x, y, z, uz, reach_mm, energy, needs_hydrogen, quench, budget):  # type: ignore[no-untyped-def]
+    # a neutral that travels an exponential distance, rather forward, and is seen in the active layer nearest to its end
+    cosine = _isotropic(state, c.h_point_forward) * (1.0 if uz > 0.0 else -1.0)
+    sine = math.sqrt(max(1.0 - cosine * cosine, 0.0))
     phi = 2.0 * math.pi * uniform(state)
     r = reach_mm * exponential(state)
     z += r * cosine
@@ -67,7 +67,8 @@ def _point(state, st, grid, touched, n_touched, x, y, z, reach_mm, energy, needs
         budget[2] += energy
         return n_touched
     s = find_slab(st.z, z)
-    if st.active[s] < 0 or (needs_hydrogen and not st.is_organic[s]):
+    s = st.organic_near[s] if needs_hydrogen else st.active_near[s]
+    if s < 0:
         return n_touched
     after = deposit(
         st, grid, touched, n_touched, st.active[s], x + r * sine * math.cos(phi), y + r * sine * math.sin(phi),
@@ -80,7 +81,7 @@ def _point(state, st, grid, touched, n_touched, x, y, z, reach_mm, energy, needs
     return after
 
 
-@njit(cache=True)
+@njit
 def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     # break-up of a nucleus with `available` MeV
     size = (st.a[s] / 64.0) ** c.h_a_power
@@ -101,20 +102,20 @@ def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y
             n = _push(waiting, n, kind, t, x, y, z, vx, vy, vz)
     # slow neutrons thermalise and leave recoil protons; nuclear photons leave electrons
     scale = 8.96 / st.density[s]  # reach is fitted in copper
-    for _ in range(poisson(state, c.h_slow * size * available / 100.0)):
+    for _ in range(poisson(state, c.h_slow * st.organic_share[s] * size * available / 100.0)):
+        recoil = c.h_slow_mev * math.exp(c.h_slow_shape * normal(state))
         n_touched = _point(
-            state, st, grid, touched, n_touched, x, y, z, c.h_slow_mm * scale**0.5, c.h_slow_mev * exponential(state), True,
-            c.h_slow_quench, budget,
-        )  # fmt: skip
-    for _ in range(poisson(state, c.h_gamma * available / 100.0)):
+            state, c, st, grid, touched, n_touched, x, y, z, uz, c.h_slow_mm * scale**0.5, recoil, True, c.h_slow_quench, budget
+        )
+    for _ in range(poisson(state, c.h_gamma * st.active_share[s] * available / 100.0)):
         n_touched = _point(
-            state, st, grid, touched, n_touched, x, y, z, c.h_gamma_mm * scale, c.h_gamma_mev * exponential(state), False,
+            state, c, st, grid, touched, n_touched, x, y, z, uz, c.h_gamma_mm * scale, c.h_gamma_mev * gamma(state, c.h_gamma_shape), False,
             c.em_quench, budget,
         )  # fmt: skip
     return n_touched, n
 
 
-@njit(cache=True)
+@njit
 def _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     s = find_slab(st.z, z)
     if energy < c.h_low:
@@ -177,9 +178,9 @@ def _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, 
     return n_touched, n
 
 
-@njit(cache=True)
+@njit
 def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, energy, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
-    mass = _PROTON_MEV if kind == PROTON or kind == NEUTRON else (_MUON_MEV if kind == MUON else _PION_MEV)
+    mass = _PROTON_MEV if kind in (PROTON, NEUTRON) else (_MUON_MEV if kind == MUON else _PION_MEV)
     to_go = exponential(state)  # interaction lengths
     last = len(st.z) - 2
     s = find_slab(st.z, z)
@@ -227,8 +228,19 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
                     # most probable loss of a fast particle: PDG Review, "Passage of particles through matter", high-energy form
                     xi = st.xi[s] * step / beta2
                     plasma = 28.816e-6 * math.sqrt(st.density[s] * 0.5)  # MeV
-                    probable = xi * (math.log(2.0 * _ELECTRON_MEV * xi / (plasma * plasma)) + 0.2) * (beta2 * rise)
+                    probable = xi * (math.log(2.0 * _ELECTRON_MEV * xi / (plasma * plasma)) + 0.2) * beta2 ** (1.0 / 6.0)
                     seen = max(probable + xi * landau(state, table), 0.2 * probable)
+                    if uniform(state) < c.h_delta:  # an electron knocked out of the material before comes along
+                        phi, r = 2.0 * math.pi * uniform(state), c.h_delta_mm * exponential(state)
+                        extra = st.dedx[s] * step * exponential(state)
+                        after = deposit(
+                            st, grid, touched, n_touched, k, x + r * math.cos(phi), y + r * math.sin(phi),
+                            extra / (1.0 + st.birks[s] * c.em_quench),
+                        )  # fmt: skip
+                        if after >= 0:
+                            n_touched = after
+                            budget[0] += extra
+                            energy -= min(extra, energy)
                 seen = min(seen, energy)
                 xm, ym = x + 0.5 * step * ux, y + 0.5 * step * uy
                 after = deposit(st, grid, touched, n_touched, k, xm, ym, seen / (1.0 + st.birks[s] * seen / length))
@@ -237,7 +249,7 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
                     return n_touched, n
                 n_touched = after
                 budget[0] += seen
-                loss = max(loss, seen) if ends == 2 else loss
+                loss = seen
             energy -= min(loss, energy)
         else:
             edge_reached = ends == 0
@@ -253,9 +265,11 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
         if ends == 1:
             if kind == NEUTRON and energy < 30.0:
                 # too slow for a star: recoils only
+                if uniform(state) > st.organic_share[s]:
+                    return n_touched, n
                 scale = (8.96 / st.density[s]) ** 0.5
                 n_touched = _point(
-                    state, st, grid, touched, n_touched, x, y, z, 0.5 * c.h_slow_mm * scale, 0.5 * energy * uniform(state), True,
+                    state, c, st, grid, touched, n_touched, x, y, z, uz, 0.5 * c.h_slow_mm * scale, 0.5 * energy * uniform(state), True,
                     c.h_slow_quench, budget,
                 )  # fmt: skip
                 return n_touched, n
@@ -273,7 +287,7 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
             return n_touched, n
 
 
-@njit(cache=True)
+@njit
 def hadronic_shower(state, c, st, table, grid, touched, n_touched, waiting, kind, energy, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     """Deposit one hadron or muon of kinetic `energy` [MeV]; returns the number of touched cells. Arguments as `electromagnetic_shower`."""
     n = _push(waiting, 0, kind, energy, x, y, z, ux, uy, uz)

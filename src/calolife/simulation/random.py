@@ -6,6 +6,7 @@ xoshiro256++ seeded through splitmix64 (D. Blackman and S. Vigna, ACM Trans. Mat
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 from numba import njit
@@ -16,19 +17,24 @@ _LANDAU_POINTS = 2048  # chosen: the table is linear between quantiles; 2048 kee
 _LANDAU_LAST = 0.992  # chosen: beyond it, 120 xi, a delta ray leaves a layer of some mm
 
 
-@njit(cache=True)
+@njit
 def start_stream(state, seed, number):  # type: ignore[no-untyped-def]
     """Set `state` ((4,) uint64) to the stream of shower `number` under `seed`."""
-    z = np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(number) * np.uint64(0xD1B54A32D192ED03)
+    # the seed is mixed first: neighbouring seeds must not share words of their states
+    z = _mixed(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)) + _mixed(np.uint64(number)) * np.uint64(0xD1B54A32D192ED03)
     for i in range(4):
         z += np.uint64(0x9E3779B97F4A7C15)
-        x = z
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state[i] = x ^ (x >> np.uint64(31))
+        state[i] = _mixed(z)
 
 
-@njit(cache=True)
+@njit
+def _mixed(x):  # type: ignore[no-untyped-def]
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@njit
 def uniform(state):  # type: ignore[no-untyped-def]
     """One number in (0, 1)."""
     s0, s1, s2, s3 = state[0], state[1], state[2], state[3]
@@ -45,19 +51,19 @@ def uniform(state):  # type: ignore[no-untyped-def]
     return (float(result >> np.uint64(12)) + 0.5) * 2.220446049250313e-16  # 2^-52: 52 random bits, never 0 or 1
 
 
-@njit(cache=True)
+@njit
 def exponential(state):  # type: ignore[no-untyped-def]
     """One number of mean 1."""
     return -math.log(uniform(state))
 
 
-@njit(cache=True)
+@njit
 def normal(state):  # type: ignore[no-untyped-def]
     """One number of mean 0 and width 1 (Box and Muller)."""
     return math.sqrt(-2.0 * math.log(uniform(state))) * math.cos(2.0 * math.pi * uniform(state))
 
 
-@njit(cache=True)
+@njit
 def gamma(state, shape):  # type: ignore[no-untyped-def]
     """One number of the gamma distribution of scale 1 (G. Marsaglia and W. Tsang, ACM Trans. Math. Softw. 26 (2000) 363)."""
     boost = 1.0
@@ -76,7 +82,7 @@ def gamma(state, shape):  # type: ignore[no-untyped-def]
             return boost * d * v
 
 
-@njit(cache=True)
+@njit
 def poisson(state, mean):  # type: ignore[no-untyped-def]
     """One Poisson number: split by gamma waiting times while the mean is large (J. Ahrens and U. Dieter, Computing 12 (1974) 223)."""
     count = 0
@@ -99,6 +105,7 @@ def poisson(state, mean):  # type: ignore[no-untyped-def]
     return count
 
 
+@cache
 def landau_table() -> np.ndarray:
     """Quantiles of the Landau distribution at equal steps of probability up to 0.992.
 
@@ -123,7 +130,7 @@ def landau_table() -> np.ndarray:
     return np.asarray(quantiles - x[np.argmax(density)])
 
 
-@njit(cache=True)
+@njit
 def landau(state, table):  # type: ignore[no-untyped-def]
     """One number of the Landau distribution, in units of xi from the most probable value; cut at its 0.992 quantile."""
     place = uniform(state) * (len(table) - 1)

@@ -14,6 +14,7 @@ from calolife.simulation.constants import Constants
 __all__ = ["Stack", "build_stack"]
 
 _LOOK_AHEAD_X0 = 12.0  # chosen: an electromagnetic shower leaves most of its energy within 12 X0
+_AROUND_MM = 60.0  # chosen: some sampling periods; slow neutrals do not know in which one they were born
 _PART_X0 = 1.0  # chosen: the spread across the axis is taken constant over a part of a thick active layer
 
 
@@ -31,8 +32,11 @@ class Stack(NamedTuple):
     a: np.ndarray  # (slab,) effective A
     xi: np.ndarray  # (slab,) Landau width of 1 mm [MeV / mm]
     density: np.ndarray  # (slab,) [g / cm3]
-    is_organic: np.ndarray  # (slab,) contains hydrogen: neutrons leave visible recoils
     active: np.ndarray  # (slab,) number of the active layer, -1 for passive slabs
+    active_share: np.ndarray  # (slab,) active part of the volume around
+    active_near: np.ndarray  # (slab,) the active slab beside it, -1 if none is around
+    organic_share: np.ndarray  # (slab,) the same of active slabs with hydrogen
+    organic_near: np.ndarray  # (slab,)
     critical: np.ndarray  # (slab,) critical energy of the medium that follows [MeV]
     charge: np.ndarray  # (slab,) effective Z of it
     x0_mm: np.ndarray  # (slab,) X0 of it
@@ -48,15 +52,12 @@ class Stack(NamedTuple):
     mip: np.ndarray  # (active,) minimum ionisation in it [MeV]
     emip: np.ndarray  # (active,) signal of an electromagnetic shower over that of minimum ionisation, before quenching
     spot: np.ndarray  # (active,) mean deposit of one sampled track [MeV]
+    spot_shape: np.ndarray  # (active,) order of the gamma distribution it scatters by
     offset: np.ndarray  # (active + 1,) first cell
     n_x: np.ndarray  # (active,)
     n_y: np.ndarray  # (active,)
     half_x: float  # [mm]
     half_y: float
-    x_low: np.ndarray  # (n_x,) edges of the cells of a crystal matrix; empty for a layered calorimeter
-    x_high: np.ndarray
-    y_low: np.ndarray
-    y_high: np.ndarray
     is_wrapped: bool  # y is periodic
 
 
@@ -89,6 +90,19 @@ def _mix(materials: list[Material], thickness_mm: np.ndarray) -> _Mix:
     )
 
 
+def _surroundings(z: np.ndarray, is_wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of the wanted slabs in the length around each slab, and the wanted slab nearest to it."""
+    middle, thickness = 0.5 * (z[1:] + z[:-1]), np.diff(z)
+    share, near = np.zeros(len(middle)), np.full(len(middle), -1)
+    wanted = np.flatnonzero(is_wanted)
+    for i in range(len(middle)):
+        around = np.abs(middle - middle[i]) < _AROUND_MM + 0.5 * thickness[i]
+        share[i] = thickness[around & is_wanted].sum() / thickness[around].sum()
+        if share[i] > 0:
+            near[i] = wanted[np.argmin(np.abs(middle[wanted] - middle[i]))]
+    return share, near
+
+
 def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Constants, *, birks: bool) -> Stack:
     """Arrays of a calorimeter for the compiled engine.
 
@@ -106,8 +120,8 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
     if isinstance(detector, CrystalCalorimeter):
         materials, is_active, thickness = [detector.material], [True], np.array([float(detector.length_mm)])
         n_x, n_y, offset = np.array([len(detector.ieta)]), np.array([detector.n_phi]), np.array([0, detector.n_cells])
-        x_edges, y_edges = np.asarray(detector.x_edges_mm, float), np.asarray(detector.y_edges_mm, float)
-        half_x, half_y = float(np.abs(x_edges).max()), float(np.abs(y_edges).max())
+        # without the gaps: a shower crosses them and loses nothing there
+        half_x, half_y = 0.5 * detector.crystal_size_mm * len(detector.ieta), 0.5 * detector.crystal_size_mm * detector.n_phi
         is_wrapped = bool(detector.is_phi_periodic)
     else:
         materials = [layer.material for layer in detector.layers]
@@ -115,15 +129,14 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
         thickness = np.array([layer.thickness_mm for layer in detector.layers], float)
         cells = [layer.cells for layer in detector.layers if layer.is_active]
         n_x, n_y = np.array([c[0] for c in cells]), np.array([c[1] for c in cells])
-        offset = np.asarray(detector.cell_offset, np.int64)
-        x_edges = y_edges = np.empty((0, 2))
+        offset = np.array(detector.cell_offset, np.int64)
         half_x, half_y, is_wrapped = detector.size_x_mm / 2, detector.size_y_mm / 2, False
 
     number = np.cumsum(is_active) - 1
     parts = [max(1, round(t / (10.0 * m.x0_cm) / _PART_X0)) if on else 1 for m, on, t in zip(materials, is_active, thickness, strict=True)]
     materials = [m for m, k in zip(materials, parts, strict=True) for _ in range(k)]
     layer_of = np.repeat(number, parts)
-    is_active = np.repeat(is_active, parts)
+    is_active = [on for on, k in zip(is_active, parts, strict=True) for _ in range(k)]
     thickness = np.repeat(thickness / parts, parts)
 
     n = len(materials)
@@ -165,9 +178,19 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
     kept = constants.em_emip * contrast**constants.em_emip_z * thick / (thick + constants.em_emip_x0)
     kept *= thickness[slab] ** constants.em_emip_mm
     spot = constants.em_spot * mip**constants.em_spot_mip * thick**constants.em_spot_x0 * np.maximum(contrast, 1.0) ** constants.em_spot_z
+    spot_shape = constants.em_spot_shape / mip
+    spot *= 2.0 / (1.0 + 1.0 / spot_shape)  # the same sampling fluctuation for any shape
+    is_organic = np.array([m.z_eff / m.a_eff > 0.5005 for m in materials])  # only hydrogen lifts Z/A above one half
+    active_share, active_near = _surroundings(z, np.asarray(is_active))
+    organic_share, organic_near = _surroundings(z, is_organic & np.asarray(is_active))
     return Stack(
+        active_share=active_share,
+        active_near=active_near,
+        organic_share=organic_share,
+        organic_near=organic_near,
         emip=1.0 / (1.0 + kept),
         spot=spot,
+        spot_shape=spot_shape,
         z=z,
         depth_x0=depth,
         dedx=dedx,
@@ -175,9 +198,9 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
         birks=np.array([m.birks_mm_per_mev if birks else 0.0 for m in materials]),
         a=np.array([m.a_eff for m in materials]),
         # xi = 0.1535 MeV cm2/g Z/A rho x at beta = 1: PDG Review, "Passage of particles through matter"
-        xi=np.array([0.01535 * m.z_eff / m.a_eff * m.density_g_cm3 for m in materials]),
+        # hydrogen has twice the electrons a gram: 7 % more in polystyrene than its mean Z over its mean A says
+        xi=np.array([0.01535 * m.z_eff / m.a_eff * m.density_g_cm3 for m in materials]) * np.where(is_organic, 1.07, 1.0),
         density=np.array([m.density_g_cm3 for m in materials]),
-        is_organic=np.array([m.z_eff / m.a_eff > 0.5005 for m in materials]),  # only hydrogen lifts Z/A above one half
         active=active,
         **ahead,
         slab=slab,
@@ -192,9 +215,5 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
         n_y=n_y,
         half_x=half_x,
         half_y=half_y,
-        x_low=np.ascontiguousarray(x_edges[:, 0]),
-        x_high=np.ascontiguousarray(x_edges[:, 1]),
-        y_low=np.ascontiguousarray(y_edges[:, 0]),
-        y_high=np.ascontiguousarray(y_edges[:, 1]),
         is_wrapped=is_wrapped,
     )
