@@ -42,3 +42,9 @@ def test_materials_of_ones_own_have_colours_of_their_own() -> None:
 def test_nothing_cannot_be_drawn() -> None:
     with pytest.raises(ValueError, match="no layers to draw"):
         plot_detector(LayeredCalorimeter("empty", (), 100, 100))
+
+
+def test_a_dollar_in_a_name_is_no_formula() -> None:
+    lead = mixture("$lead_$", {"G4_Pb": 1.0}, density_g_cm3=11.0)
+    calo = LayeredCalorimeter("for $x^$", (), 100.0, 100.0).add_layer(lead, 2.0, is_active=True, section="$a_$")
+    plot_detector(calo).get_figure(root=True).canvas.draw()  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calolife.detector.layers import Layer, LayeredCalorimeter, Readout, fold_periods
-from calolife.detector.materials import material
+from calolife.detector.materials import Material, material, mixture
 from calolife.detector.presets import load_detector, preset_names
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "reference" / "published_stacks.json").read_text(encoding="utf-8"))["value"]
@@ -213,3 +213,18 @@ def test_an_impossible_size_is_refused(size_mm: float) -> None:
 def test_more_cells_than_can_be_numbered_are_refused() -> None:
     with pytest.raises(ValueError, match="cells are more than"):
         calorimeter([Layer(material("G4_Si"), 1.0, True, (100_000, 100_000))])
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (material("G4_Pb"), replace(material("G4_Pb"), price_chf_per_cm_m2=500.0)),
+        (mixture("steel", {"G4_Fe": 1.0}, density_g_cm3=7.9), mixture("steel", {"G4_Fe": 1.0}, density_g_cm3=7.8)),
+    ],
+    ids=["lead of another price", "two steels"],
+)
+def test_a_name_stands_for_one_material(pair: tuple[Material, Material]) -> None:
+    # to_toml would write what from_toml cannot read
+    calo = LayeredCalorimeter("mine", (), 100.0, 100.0).add_layer(pair[0], 2.0, is_active=True)
+    with pytest.raises(ValueError, match="is already there with other numbers; give yours another name"):
+        calo.add_layer(pair[1], 2.0)

@@ -74,6 +74,11 @@ def test_long_stacks_are_written_as_periods() -> None:
     assert "repeat = 60" in text
 
 
+def test_a_byte_order_mark_is_no_typo(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(GOOD, encoding="utf-8-sig")
+    assert load_detector(tmp_path / "mine.toml") == from_toml(GOOD)
+
+
 def test_a_file_is_loaded_like_a_preset(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(GOOD, encoding="utf-8")
@@ -126,6 +131,8 @@ BAD = {
     "negative noise": (GOOD.replace("0.1", "-0.1"), "noise_mev = -0.1 must be finite and >= 0"),
     "no name": (GOOD.replace('"mine"', '""'), "name"),
     "not TOML": ("name = mine", "is not TOML"),
+    "brackets without end": ("name = " + "[" * 20_000, "nest too deep"),
+    "a number of 5000 digits": (f"name = {'9' * 5000}", "is not TOML"),
     "another kind": ('kind = "wires"\n' + GOOD, 'kind = "wires" is not "layers" or "crystals"'),
     "a material of the table again": (GOOD + '[[custom_material]]\nname = "G4_Fe"\n', "already there"),
     "half a material": (GOOD + '[[custom_material]]\nname = "m"\ndensity_g_cm3 = 1\nx0_cm = 2\n', "lambda_cm is missing"),

@@ -114,6 +114,11 @@ def test_fabjan_and_bock_agree_on_iron_at_high_energy() -> None:
         assert held == pytest.approx(0.95, abs=0.02)  # two fits to different data
 
 
+@pytest.mark.parametrize("depth_lambda", [200.0, 1e4, math.inf])
+def test_nothing_leaks_from_a_hadron_calorimeter_without_end(depth_lambda: float) -> None:
+    assert hadronic_containment(50.0, material("G4_Fe"), depth_lambda=depth_lambda) == pytest.approx(1.0, abs=1e-9)
+
+
 def test_radial_containment_does_not_depend_on_the_shape_of_its_input() -> None:
     of, radius = material("G4_PbWO4"), np.array([0.5, 1.0, 2.0])
     table = radial_containment(np.array([[10.0], [50.0]]), of, radius_moliere=radius)
@@ -138,6 +143,7 @@ def test_stacks_are_taken_as_a_uniform_mixture() -> None:
         (lambda: em_length_x0(10.0, material("G4_Pb"), contained=1.0), "between 0 and 1"),
         (lambda: em_containment(10.0, material("G4_Pb"), depth_x0=-1.0), "depth_x0 must be >= 0"),
         (lambda: radial_containment(10.0, material("G4_Pb"), radius_moliere=math.nan), "radius_moliere must be >= 0"),
+        (lambda: radial_containment(0.012, material("G4_Pb"), radius_moliere=1.0), "peaks at the surface of G4_Pb"),
         (lambda: hadronic_containment(0.0, material("G4_Pb"), depth_lambda=1.0), "finite and > 0"),
         (lambda: hadronic_containment(5.0, material("G4_Pb"), depth_lambda=-1.0), "depth_lambda must be >= 0"),
     ],

@@ -78,6 +78,12 @@ def test_selections_concatenate_to_the_whole(pions: Showers) -> None:
     assert same(pions.select(order), Showers.concatenate([odd, even]))
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64])
+def test_indices_of_any_width_select_the_same(dtype: type, pions: Showers) -> None:
+    wanted = pions.select([7, 3, 3])  # 500 showers: more than 8 bits hold
+    assert pions.select(np.array([7, 3, 3], dtype=dtype)).energy_mev.tolist() == wanted.energy_mev.tolist()
+
+
 def test_a_part_is_the_selection_of_its_indices(pions: Showers) -> None:
     assert same(pions.between(3, 40), pions.select(np.arange(3, 40)))
     assert same(pions.shower(-1), pions.between(499, 500))
@@ -179,6 +185,7 @@ def test_a_bad_column_is_named(change: dict[str, object], words: str) -> None:
         (lambda s: s.select([500]), "shower 500 is not there; the sample has 500"),
         (lambda s: s.select([True]), "give one per shower"),
         (lambda s: s.select([0.5]), "must hold integers"),
+        (lambda s: s.select([[0, 1], [2, 3]]), r"has shape \(2, 2\); give one row"),
         (lambda s: s.between(400, 501), "are not all there"),
         (lambda s: Showers.concatenate([]), "give at least one sample"),
         (lambda s: Showers.concatenate([s, Showers(**GOOD)]), "join showers of one detector only"),

@@ -110,6 +110,12 @@ def test_what_was_assumed_is_said(stored: Path, tmp_path: Path, capsys: pytest.C
         (["convert", "IN", "OUT.csv"], "no format has the suffix '.csv'"),
         (["convert", "IN", "OUT", "--format", "csv"], "--format 'csv' is not one of calolife, calochallenge, root"),
         (["convert", "IN", "IN"], "exists; choose another name"),
+        (["convert", "IN", "OUT.h5", "--format", "root"], "a file of format root must end in .root"),
+        (["convert", "IN", "OUT.root", "--format", "calolife"], "a file of format calolife must not end in .root"),
+        (["convert", "IN", "OUT/new.root"], "no such directory; make it first"),
+        (["convert", "IN", "OUT/new.h5"], "no such directory; make it first"),
+        (["digitise", "IN", "--seed", "9" * 25, "--out", "OUT"], "below 2^63"),
+        (["digitise", "IN", "--dead-fraction", "0.1", "--seed", "9" * 25, "--out", "OUT"], "below 2^63"),
         (["info", "OUT"], "no showers at"),
         (["info", "IN", "--detector", "cu-scint-24x24"], "was made in detector 'small'"),
     ],
@@ -120,6 +126,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     filled = [a.replace("IN", str(stored)).replace("OUT", str(tmp_path / "out")) for a in argv]
     assert main(["showers", *filled]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert words in lines[-1]
-    assert len([line for line in lines if line.startswith("calolife:")]) == 1
+    assert len(lines) == 1
+    assert lines[0].startswith("calolife: ")
+    assert words in lines[0]
     assert list(tmp_path.iterdir()) == []

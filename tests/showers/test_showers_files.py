@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -257,9 +258,63 @@ def break_the_record(path: Path) -> None:
         file.attrs["origin"] = "{engine"
 
 
+def spoil_the_version(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        file.attrs["version"] = "abc"
+
+
+def spoil_the_detector(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["detector"]
+        file["detector"] = b"\xff\xfe"
+
+
+def spoil_the_readout(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        file.attrs["readout"] = '{"noise_mev": -1}'
+
+
+def make_a_group_of_a_column(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["offsets"]
+        file.create_group("offsets")
+
+
+def make_a_number_of_a_column(path: Path) -> None:
+    with h5py.File(path, "a") as file:
+        del file["energy_gev"]
+        file["energy_gev"] = 3.0
+
+
+def replace_by_numbers_of_a_grid(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for name in ("offsets", "cell", "energy_mev", "true_energy_gev"):
+            file[name] = 3.0
+        file.attrs.update({"n_layers": 40, "n_x": 24, "n_y": 24, "cell_mm": 30.0})
+
+
+def replace_by_groups(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        for name in ("showers", "incident_energies"):
+            file.create_group(name)
+
+
+def name_two_formats(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["format"] = np.array(["calolife showers", "another"], dtype="S20")
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (spoil_the_version, "has version abc of the format"),
+        (spoil_the_detector, "is damaged"),
+        (spoil_the_readout, "is damaged: readout: "),
+        (make_a_group_of_a_column, "is damaged: offsets is missing"),
+        (make_a_number_of_a_column, "is damaged: energy_gev is missing"),
+        (replace_by_numbers_of_a_grid, "is damaged: offsets is no column"),
+        (replace_by_groups, "holds no showers that calolife knows: it has incident_energies, showers"),
+        (name_two_formats, "holds no showers that calolife knows"),
         (damage_nothing, "no showers at .*; give a file or a run directory"),
         (truncate, "is truncated: HDF5 cannot read it; make it or get it again"),
         (replace_by_text, "is not HDF5"),
@@ -320,6 +375,13 @@ def test_a_bad_request_is_told_in_one_line(call: Callable[..., object], words: s
 def dense(path: Path) -> Path:
     write_calochallenge(path.with_name("dense.h5"), read_showers(path))
     return path.with_name("dense.h5")
+
+
+def test_a_tree_keeps_the_origin_that_all_parts_share(pions: Showers, tmp_path: Path) -> None:
+    pytest.importorskip("uproot")
+    origins: tuple[dict[str, str | int], ...] = ({"engine": "fast", "seed": 1}, {"engine": "fast", "seed": 2})
+    write_root(tmp_path / "a.root", [replace(pions, origin=origin) for origin in origins])
+    assert read_showers(tmp_path / "a.root").origin == {"engine": "fast"}
 
 
 def test_negative_rechits_do_not_fit_the_calochallenge_layout(pions: Showers, tmp_path: Path) -> None:

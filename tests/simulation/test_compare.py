@@ -218,6 +218,25 @@ def test_samples_of_two_detectors_are_refused() -> None:
         compare_samples(other, Sample(toy(seed=1, n=2)))
 
 
+def test_a_sample_without_light_is_refused(reference: Sample) -> None:
+    calo = reference.showers.detector
+    dark = Sample(Showers.from_hits(calo, [], [], [], pdg_id=11, energy_gev=[1.0, 1.0]))
+    with pytest.raises(ValueError, match="the trial has no cell above 0 MeV"):
+        compare_samples(reference, dark, quantities=QUANTITIES)
+    with pytest.raises(ValueError, match="the reference has no cell above 1e\\+09 MeV"):
+        compare_samples(reference, reference, quantities=("spectrum",), threshold_mev=1e9)
+
+
+def test_containment_in_a_barrel_looks_across_the_seam() -> None:
+    barrel = load_detector("cms-barrel")
+    cell = barrel.cell_id([1, 1], [1, 360])
+    at_mm = barrel.cell_position_mm(cell[:1])
+    axis = [[at_mm[0, 0], at_mm[0, 1], 0.0]]
+    ahead = [[0.0, 0.0, 1.0]]
+    showers = Showers.from_hits(barrel, [0, 0], cell, [2.0, 1.0], pdg_id=11, energy_gev=[1.0], position_mm=axis, direction=ahead)
+    assert contained_mev(showers, radius_mm=[10.0, 40.0]).tolist() == [[2.0, 3.0]]
+
+
 def test_one_shower_is_no_sample() -> None:
     with pytest.raises(ValueError, match="at least two"):
         Sample(toy(seed=1, n=2).select([0]))

@@ -174,6 +174,7 @@ def test_without_calzone_it_says_what_to_install(block: LayeredCalorimeter, monk
     with pytest.raises(MissingExtraError) as caught:
         simulate_showers(block, straight("e-", 1.0, 0.0, 0.0, n=1), engine="geant4")
     assert 'pip install "calolife[geant4]"' in str(caught.value)
+    assert "python -m calzone download" in str(caught.value)
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["no folder", "an empty folder"])

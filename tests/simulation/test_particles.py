@@ -104,6 +104,7 @@ def test_several_particles_of_a_shower_stay_together() -> None:
         ({"energy_gev": 0.0}, "a kinetic energy must be > 0"),
         ({"energy_gev": -5.0}, "a kinetic energy must be > 0"),
         ({"energy_gev": float("nan")}, "must be finite"),
+        ({"energy_gev": (5.0, 6.0, 7.0)}, "is not a number or a pair"),
         ({"energy_gev": (5.0, 5.0)}, "energy_gev = 5 to 5 GeV; a range must rise"),
         ({"energy_gev": (5.0, float("inf"))}, "must be finite"),
         ({"angle_deg": (0.0, 90.0)}, "must lie in 0 to below 90"),
@@ -129,6 +130,7 @@ def test_a_wrong_beam_is_refused(block: LayeredCalorimeter, given: dict[str, Any
         ([11, 11], [1.0], [AHEAD] * 2, None, "energy_gev has shape (1,); 2 particles need (2,)"),
         ([11, 11], [1.0, 1.0], [AHEAD] * 2, [0, 2], "must rise from 0 one by one"),
         ([11, 11], [1.0, 1.0], [AHEAD] * 2, [1, 0], "must rise from 0 one by one"),
+        ([11.7], [1.0], [AHEAD], None, "pdg_id holds float64 values"),
     ],
 )
 def test_wrong_particles_are_refused(pdg_id: Any, energy: Any, direction: Any, shower: Any, message: str) -> None:

@@ -141,6 +141,21 @@ def test_finished_parts_are_not_simulated_again(detector: str, tmp_path: Path, m
     assert told == [96, 100]
 
 
+def test_a_damaged_part_is_removed_and_made_again(tmp_path: Path) -> None:
+    from calolife.detector.presets import load_detector
+    from calolife.errors import FileFormatError
+    from calolife.simulation import production
+
+    sample = production.Production(load_detector("pbwo4-5x5"), 5, particle="e-", energy_gev=1.0)
+    (path,) = production.simulate_parts(sample, tmp_path, workers=1, tell=lambda what, done, total: None)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileFormatError, match="was damaged and is removed; repeat the command"):
+        production.read_part(path)
+    production.simulate_parts(sample, tmp_path, workers=1, tell=lambda what, done, total: None)
+    assert path.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -160,6 +175,12 @@ def test_finished_parts_are_not_simulated_again(detector: str, tmp_path: Path, m
         ("pbwo4-5x5 --birks maybe", "--birks 'maybe' is not on or off"),
         ("pbwo4-5x5 --engine geant4 --physics QGSP", "physics list 'QGSP' is not one of FTFP_BERT, QGSP_BERT"),
         ("pbwo4-5x5 --engine geant4 --cut-mm 0", "cut_mm = 0; the production cut must be finite and > 0"),
+        ("pbwo4-5x5 --physics QGSP", "physics list 'QGSP' is not one of FTFP_BERT, QGSP_BERT"),
+        ("pbwo4-5x5 --cut-mm nan", "cut_mm = nan; the production cut must be finite and > 0"),
+        ("pbwo4-5x5 --seed 99999999999999999999", "the seed below 2^63"),
+        ("pbwo4-5x5 --beam-spot-mm 1e20", "beam_spot_mm = 1e+20"),
+        ("pbwo4-5x5 --particle electron", "unknown particle 'electron'; did you mean 'e-'?"),
+        ("pbwo4-5x5 -n 1000000000000", "ask for at least one and at most 1000000000 a run"),
         ("pbwo4-5x5 -n 0", "-n"),
     ],
 )

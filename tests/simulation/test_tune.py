@@ -98,12 +98,12 @@ def off_by(constants: Constants, factor: float, names: tuple[str, ...]) -> Const
     return constants._replace(**{name: factor * getattr(constants, name) for name in names})
 
 
-# which of the constants the samples fix, and how well: some hundred showers start within 4 % of lambda, twice; what stars do,
-# other constants do too
+# which of the constants the samples fix, and how well: the tolerance of containment is 6 % of the core, the statistics of
+# hadrons are 4 % of lambda in each sample; what stars do, other constants do too
 @pytest.mark.parametrize(
     ("name", "detector", "particle", "energies", "n", "far", "fixed", "rtol"),
     [
-        ("em-homogeneous", BLOCK, "e-", (0.5, 2.0), 400, ("em_core", "em_tail"), ("em_core", "em_tail"), 0.06),
+        ("em-homogeneous", BLOCK, "e-", (0.5, 2.0), 800, ("em_core", "em_tail"), ("em_core", "em_tail"), 0.08),
         ("hadronic", IRON, "pi-", (3.0, 8.0), 900, ("h_lambda_pion", "h_star"), ("h_lambda_pion",), 0.08),
     ],
 )

@@ -62,10 +62,10 @@ def simulate(
     """Simulate showers. Run again after a stop, it goes on."""
     import shutil
 
-    from calolife.detector.presets import load_detector
+    from calolife.detector.presets import load_detector, preset_names
     from calolife.runs import log, new_run, write_metrics
-    from calolife.showers.files import iter_showers, read_showers, write_showers
-    from calolife.simulation.production import Production, n_cores, simulate_parts, summarise
+    from calolife.showers.files import iter_showers, write_showers
+    from calolife.simulation.production import Production, n_cores, read_part, simulate_parts, summarise
 
     if birks not in ("on", "off"):
         raise ValueError(f"--birks {birks!r} is not on or off")
@@ -87,16 +87,16 @@ def simulate(
     asked = used_options(ctx)
     del asked["options"]["workers"]  # the showers do not depend on it: an unfinished run may go on with another number
     source = Path(detector)
-    if source.is_file():
+    if is_file := detector not in preset_names():
         asked["options"]["detector"] = str(source.resolve())
     asked["detector_digest"] = calorimeter.digest  # parts of two detectors must not meet in one run
-    inputs = [source] if source.is_file() else []
+    inputs = [source] if is_file else []
     with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet, rate=True) as report:
         parts = run.path / "parts"
         if run.is_resumed and any(parts.glob("*.h5")):
             say(f"taking up {len(list(parts.glob('*.h5')))} finished parts", quiet=quiet)
         paths = simulate_parts(production, parts, workers=workers or n_cores(), tell=report)
-        write_showers(run.path / "showers.h5", (read_showers(path) for path in paths))
+        write_showers(run.path / "showers.h5", (read_part(path) for path in paths))
         summary = summarise(iter_showers(run.path / "showers.h5", chunk=production.part_size))
         metrics = _metrics(summary)
         write_metrics(run, metrics)

@@ -93,6 +93,8 @@ def convert(
             raise ValueError(f"{target}: no format has the suffix {target.suffix!r}; use .h5, .hdf5 or .root, or name one with --format")
     if layout not in writers:
         raise ValueError(f"--format {layout!r} is not one of {', '.join(writers)}")
+    if (layout == "root") != (target.suffix == ".root"):  # the suffix says how to read it again
+        raise ValueError(f"{target}: a file of format {layout} must{'' if layout == 'root' else ' not'} end in .root; choose another name")
     if target.exists() and not force:
         raise ValueError(f"{target} exists; choose another name, or replace it with --force")
     known = _detector(detector)
@@ -163,10 +165,6 @@ def digitise(
     if (pileup is None) != (pileup_mean == 0):
         raise ValueError("--pileup and --pileup-mean belong together; give both or none")
     overlaid = None if pileup is None else read_showers(pileup, detector=known)
-    if readout == Readout():
-        say("the readout is ideal: rechits equal simhits; give --light-yield, --noise, --threshold or --saturation", quiet=quiet)
-    if readout.noise_mev > 0 and readout.threshold_mev == 0:
-        say(f"noise without a threshold: each of the {calo.n_cells} cells of every shower is written", quiet=quiet)
 
     before, after, hits = Moments(), Moments(), Moments()
 
@@ -189,6 +187,10 @@ def digitise(
 
     # asked before a run is begun, so that a wrong number leaves nothing behind
     read_out(sample, readout, seed=seed, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev, pileup=overlaid, pileup_mean=pileup_mean)
+    if readout == Readout():
+        say("the readout is ideal: it changes no energy; give --light-yield, --noise, --threshold or --saturation", quiet=quiet)
+    if readout.noise_mev > 0 and readout.threshold_mev == 0:
+        say(f"noise without a threshold: each of the {calo.n_cells} cells of every shower is written", quiet=quiet)
     inputs = [data] if pileup is None else [data, pileup]
     with new_run(out, config=used_options(ctx), seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet) as report:
         write_showers(run.path / SHOWERS_FILE, parts(report))

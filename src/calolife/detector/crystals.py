@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calolife.detector.layers import FloatArray, IntArray, Readout, Section, describe_materials, digest_of
+from calolife.detector.layers import FloatArray, IntArray, Readout, Section, check_materials, describe_materials, digest_of
 from calolife.detector.materials import Material
 
 __all__ = ["ETA_PER_CRYSTAL", "CrystalCalorimeter"]
@@ -54,7 +54,8 @@ class CrystalCalorimeter:
     Raises
     ------
     ValueError
-        A size that is not > 0, a gap that is not >= 0, rows with a hole or a 0, a table of upstream material out of order.
+        A size that is not > 0, a gap that is not >= 0, rows with a hole or a 0, a table of upstream material out of order, a material
+        of another's name.
 
     Notes
     -----
@@ -91,6 +92,7 @@ class CrystalCalorimeter:
             raise ValueError(f"crystals name {self.name!r} must be printable and not empty; give it one")
         if not isinstance(self.material, Material):
             raise TypeError(f"{what}: material is {type(self.material).__name__}, not a Material; write material({self.material!r})")
+        check_materials([self.material])
         object.__setattr__(self, "ieta", tuple(int(i) for i in self.ieta))
         object.__setattr__(self, "eta_module_ends", tuple(int(i) for i in self.eta_module_ends))
         object.__setattr__(self, "upstream_x0", tuple((float(eta), float(depth)) for eta, depth in self.upstream_x0))

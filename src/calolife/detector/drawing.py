@@ -81,7 +81,7 @@ def _plot_layers(detector: LayeredCalorimeter, ax: Axes) -> Axes:
         bracket = {"arrowstyle": "|-|,widthA=.3,widthB=.3", "lw": 0.9, "shrinkA": 0, "shrinkB": 0}
         ax.annotate("", (z_cm, 1.06 * half_cm), (end_cm, 1.06 * half_cm), arrowprops=bracket)
         depth = f"{section.depth_x0:.1f} $X_0$\n{section.depth_lambda:.1f} $\\lambda_I$"
-        name = f"{section.name}\n" if section.name else ""
+        name = f"{_text(section.name)}\n" if section.name else ""
         if section.length_cm > 0.05 * length_cm:
             ax.text(0.5 * (z_cm + end_cm), 1.1 * half_cm, name + depth, ha="center", va="bottom", fontsize=8)
         if k < _MAX_INSETS:
@@ -99,7 +99,7 @@ def _plot_layers(detector: LayeredCalorimeter, ax: Axes) -> Axes:
     ax.set_xlabel("Depth $z$ [cm]")
     ax.set_ylabel("Height $y$ [cm]")
     ax.yaxis.set_label_coords(-0.055, 3.1 / 4.85)  # beside the slabs, not beside the periods
-    ax.set_title(f"{detector.name}: {length_cm:.4g} cm, {detector.depth_x0:.1f} $X_0$, {detector.depth_lambda:.1f} $\\lambda_I$")
+    ax.set_title(f"{_text(detector.name)}: {length_cm:.4g} cm, {detector.depth_x0:.1f} $X_0$, {detector.depth_lambda:.1f} $\\lambda_I$")
     return ax
 
 
@@ -133,7 +133,7 @@ def _draw_period(ax: Axes, layers: tuple[Layer, ...], name: str, colours: dict[s
             inset.text(z + layer.thickness_mm / 2, 0.5, text, ha="center", va="center", fontsize=8, color=ink)
         z += layer.thickness_mm
     inset.set(xlim=(0, end), ylim=(0, 1), xticks=[], yticks=[])
-    label = f"{name}: " if name else ""
+    label = f"{_text(name)}: " if name else ""
     inset.set_title(f"{label}{n} $\\times$ {end:.4g} mm" if n > 1 else f"{label}{end:.4g} mm", fontsize=8, pad=3)
 
 
@@ -157,7 +157,7 @@ def _plot_crystals(detector: CrystalCalorimeter, ax: Axes) -> Axes:
     ax.set_xlabel("Along $\\eta$, unrolled: $x$ [cm]")
     ax.set_ylabel("Depth $z$ [cm], beam from below")
     ax.set_title(
-        f"{detector.name}: {detector.n_eta} $\\times$ {detector.n_phi} crystals of {_short(detector.material.name)}, "
+        f"{_text(detector.name)}: {detector.n_eta} $\\times$ {detector.n_phi} crystals of {_short(detector.material.name)}, "
         f"{detector.depth_x0:.1f} $X_0$, {detector.depth_lambda:.2f} $\\lambda_I$"
     )
     if detector.upstream_x0:
@@ -185,4 +185,9 @@ def _is_dark(colour: str) -> bool:
 
 
 def _short(name: str) -> str:
-    return name.removeprefix("G4_")
+    return _text(name.removeprefix("G4_"))
+
+
+def _text(name: str) -> str:
+    """A name as it is written: a dollar would begin a formula."""
+    return name.replace("$", r"\$")

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calolife.detector.materials import Material, material, material_names, mixture
 
-__all__ = ["Layer", "LayeredCalorimeter", "Readout", "Section", "describe_materials", "digest_of", "fold_periods"]
+__all__ = ["Layer", "LayeredCalorimeter", "Readout", "Section", "check_materials", "describe_materials", "digest_of", "fold_periods"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -143,7 +143,7 @@ class LayeredCalorimeter:
     Raises
     ------
     ValueError
-        No name, a size that is not finite and > 0, more cells than can be numbered.
+        No name, a size that is not finite and > 0, two materials of one name, more cells than can be numbered.
 
     Notes
     -----
@@ -172,6 +172,7 @@ class LayeredCalorimeter:
             if not (math.isfinite(size) and size > 0):
                 raise ValueError(f"calorimeter {self.name}: {name} = {size:g} must be finite and > 0")
             object.__setattr__(self, name, float(size))
+        check_materials([layer.material for layer in self.layers])
         n_cells = sum(layer.cells[0] * layer.cells[1] for layer in self.layers if layer.is_active)
         if n_cells > _MAX_CELLS:
             raise ValueError(f"calorimeter {self.name}: {n_cells} cells are more than {_MAX_CELLS}; make them larger")
@@ -429,10 +430,24 @@ def fold_periods(layers: tuple[Layer, ...]) -> list[tuple[int, tuple[Layer, ...]
     return [*found, (1, tuple(single))] if single else found
 
 
+def check_materials(used: Sequence[Material]) -> None:
+    """Nothing, if each name stands for one material: a file, and Geant4, know a material by its name.
+
+    Raises
+    ------
+    ValueError
+        A material with the name of one of the table but other numbers; two of one name.
+    """
+    known = {name: material(name) for name in material_names()}
+    for m in {id(m): m for m in used}.values():
+        if known.setdefault(m.name, m) != m:
+            raise ValueError(f"material {m.name} is already there with other numbers; give yours another name, with mixture()")
+
+
 def describe_materials(used: Sequence[Material]) -> list[dict[str, Any]]:
     """Numbers of those materials that the table does not hold, each once; a material of the table is told by its name."""
     known = material_names()
-    return [asdict(m) for m in dict.fromkeys(used) if m.name not in known or material(m.name) != m]
+    return [asdict(m) for m in dict.fromkeys(used) if m.name not in known]
 
 
 def digest_of(description: dict[str, Any]) -> str:

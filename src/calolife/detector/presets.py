@@ -82,7 +82,7 @@ def load_detector(name_or_path: str | Path) -> Detector:
         hint = f"did you mean {near[0]}?" if near else f"presets: {', '.join(preset_names())}"
         raise ValueError(f"{name_or_path} is neither a preset nor a file; {hint}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
     except UnicodeDecodeError:
         raise FileFormatError(f"{path} is not text in UTF-8; a detector is a TOML file") from None
     return from_toml(text, what=str(path))
@@ -132,8 +132,10 @@ def from_toml(text: str, *, what: str = "detector") -> Detector:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise FileFormatError(f"{what} is not TOML: {error}") from None
+    except RecursionError:
+        raise FileFormatError(f"{what} is not a detector: its brackets nest too deep") from None
     try:
         kind = _take(table, "kind", str, default="layers")
         if kind not in ("layers", "crystals"):

@@ -26,6 +26,7 @@ C. Fabjan and F. Gianotti, Rev. Mod. Phys. 75 (2003) 1243 (2 R_M). `radial_conta
 
 # PDG Review, "Passage of particles through matter": t_max = ln(E/Ec) + C
 _MAX_SHIFT_X0 = {"e-": -0.5, "e+": -0.5, "gamma": 0.5}
+_LATEST_START_LAMBDA = 50.0  # chosen: of all hadrons exp(-50) start their shower deeper
 _N_NODES = 64  # chosen: the integrals below change by < 1e-5 with 128
 
 
@@ -165,7 +166,7 @@ def radial_containment(energy_gev: ArrayLike, of: Material, *, radius_moliere: A
     Raises
     ------
     ValueError
-        As `shower_max_x0`; a negative radius.
+        As `shower_max_x0`; an energy so low that the shower peaks at the surface; a negative radius.
 
     Notes
     -----
@@ -185,6 +186,8 @@ def radial_containment(energy_gev: ArrayLike, of: Material, *, radius_moliere: A
         raise ValueError("radius_moliere must be >= 0")
     b = _slope(energy_gev, of)
     t_max = shower_max_x0(energy_gev, of.critical_energy_mev)
+    if not (t_max > 0).all():
+        raise ValueError(f"energy_gev = {float(np.min(energy_gev)):g} makes a shower that peaks at the surface of {of.name}: no profile")
     # equal shares of the energy along the depth: each node of the quantile carries its weight
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)
     share = 0.5 * (node + 1)
@@ -298,10 +301,12 @@ def hadronic_containment(energy_gev: ArrayLike, of: Material, *, depth_lambda: A
     log_e = np.log(_energy(energy_gev))[..., None]
     a, d = np.maximum(0.6165 + 0.3183 * log_e, 0.1), np.maximum(0.9099 - 0.0237 * log_e, 0.1)
     node, weight = np.polynomial.legendre.leggauss(_N_NODES)
-    start = 0.5 * depth * (node + 1)  # (...) -> (..., node)
+    # nodes spread over more than the starts fill would miss them all
+    latest = np.minimum(depth, _LATEST_START_LAMBDA)
+    start = 0.5 * latest * (node + 1)  # (...) -> (..., node)
     left = depth - start
     after = 0.4634 * gammainc(a, 0.2198 * left * of.lambda_cm / of.x0_cm) + (1 - 0.4634) * gammainc(a, d * left)
-    return np.asarray((0.5 * depth * weight * np.exp(-start) * after).sum(axis=-1), dtype=np.float64)
+    return np.asarray((0.5 * latest * weight * np.exp(-start) * after).sum(axis=-1), dtype=np.float64)
 
 
 def _energy(energy_gev: ArrayLike) -> FloatArray:

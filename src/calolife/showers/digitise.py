@@ -106,7 +106,7 @@ def digitise(
     """
     if showers.kind != "simhit":
         raise ValueError(f"these showers are {showers.kind}s already; digitise simhits")
-    if not 0 <= seed < 2**63 or first < 0:
+    if not (0 <= seed < 2**63 and first >= 0 and seed == int(seed) and first == int(first)):
         raise ValueError(f"seed = {seed} and first = {first} must be whole numbers >= 0, the seed below 2^63")
     used = showers.detector.readout if readout is None else readout
     n_cells = showers.detector.n_cells
@@ -121,9 +121,9 @@ def digitise(
     n_expected = _expected_rechits(showers, used, pileup, pileup_mean)
     if n_expected > _MOST_RECHITS:
         raise ValueError(
-            f"noise of {used.noise_mev} MeV and a threshold of {used.threshold_mev} MeV make {n_expected:.2g} rechits of "
-            f"{showers.n_showers} showers with {n_cells} cells; at most {_MOST_RECHITS:.0e} fit: raise the threshold, "
-            "or digitise in parts (first=)"
+            f"noise of {used.noise_mev} MeV, a threshold of {used.threshold_mev} MeV and {pileup_mean:g} overlaid showers make "
+            f"{n_expected:.2g} rechits of {showers.n_showers} showers with {n_cells} cells; at most {_MOST_RECHITS:.0e} fit: raise "
+            "the threshold, overlay fewer, or digitise in parts (first=)"
         )
     settings = _Settings(used, seed, is_dead, hot_cells, hot_mev, pileup if pileup_mean > 0 else None, pileup_mean)
     parts = [_read_out(part, at, settings) for at, part in _blocks(showers, settings, first)]
@@ -163,7 +163,7 @@ def draw_cells(detector: Detector, fraction: float, *, seed: int) -> IntArray:
     Raises
     ------
     ValueError
-        A fraction outside 0 to 1.
+        A fraction outside 0 to 1, a seed that is not 0 to 2^63 - 1.
 
     Examples
     --------
@@ -173,6 +173,8 @@ def draw_cells(detector: Detector, fraction: float, *, seed: int) -> IntArray:
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction = {fraction} must be between 0 and 1; 0.01 is one cell in a hundred")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed = {seed} must be a whole number >= 0 and below 2^63")
     draw = _uniform(seed, _CELLS, np.zeros(1, np.int64), np.arange(detector.n_cells))
     return np.sort(np.argsort(draw, kind="stable")[: round(fraction * detector.n_cells)])
 
@@ -298,7 +300,8 @@ def _lifted_cells(number: IntArray, n_cells: int, tail: float, seed: int) -> Int
     while True:
         draw = _uniform(seed, _GAP, number[:, None], np.arange(n_steps))
         # a step beyond the last cell need not be told how far beyond: it would overflow
-        step = np.minimum(np.floor(np.log(draw) / np.log1p(-tail)) + 1, n_cells + 1.0)
+        with np.errstate(over="ignore"):
+            step = np.minimum(np.floor(np.log(draw) / np.log1p(-tail)) + 1, n_cells + 1.0)
         place = np.cumsum(step, axis=1) - 1
         if (place[:, -1] >= n_cells).all():
             break

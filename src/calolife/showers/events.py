@@ -334,12 +334,14 @@ class Showers:
         Raises
         ------
         ValueError
-            A mask of another length, or an index out of range.
+            A mask of another length, an index out of range, anything that is not one row.
         """
         index = np.atleast_1d(np.asarray(which))
         n = self.n_showers
+        if index.ndim != 1:
+            raise ValueError(f"the selection has shape {index.shape}; give one row of indices, or a mask")
         if index.dtype == bool:
-            if index.shape != (n,):
+            if index.size != n:
                 raise ValueError(f"the mask has {index.size} entries for {n} showers; give one per shower")
             index = np.flatnonzero(index)
         elif index.size == 0:
@@ -347,6 +349,7 @@ class Showers:
         _must_be_integer("the selection", index)
         if (at := _outside(index, n, lowest=-n)) is not None:
             raise ValueError(f"shower {at} is not there; the sample has {n}, from 0")
+        index = index.astype(np.int64)  # n may not fit into 8 bits
         index = np.where(index < 0, index + n, index)
         n_hit = np.diff(self.offsets)[index]
         offsets = _offsets(n_hit)

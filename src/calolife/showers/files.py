@@ -6,6 +6,7 @@ however they were cut into parts.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -130,7 +131,7 @@ def write_showers(path: str | Path, showers: Showers | Iterable[Showers]) -> int
             for name in (*_HIT_COLUMNS, *_TRUTH_COLUMNS):
                 waiting[name].append(getattr(block, name))
             n_showers, n_hits = n_showers + block.n_showers, n_hits + block.n_hits
-            origin = {k: v for k, v in origin.items() if k in block.origin and block.origin[k] == v}
+            origin = _shared(origin, block.origin)
             _flush(columns, waiting)
         _flush(columns, waiting, is_last=True)
         text = to_toml(first.detector).encode()
@@ -272,7 +273,7 @@ def write_calochallenge(path: str | Path, showers: Showers | Iterable[Showers]) 
 
     Notes
     -----
-    ``incident_energies`` (shower, 1) [MeV] and ``showers`` (shower, voxel) [MeV], float32, gzip: the layout of
+    ``incident_energies`` (shower, 1) [MeV], float64, and ``showers`` (shower, voxel) [MeV], float32, gzip: the layout of
     C. Krause et al., arXiv:2410.21611. A voxel is a cell of the detector, in the order of its cells: layers from the
     beam on, then x, then y, not the cylinders of the Challenge's own data. Particle, impact point, direction, kind and
     detector are lost. The incident energy is kinetic.
@@ -328,27 +329,31 @@ def write_root(path: str | Path, showers: Showers | Iterable[Showers]) -> int:
     Notes
     -----
     One entry per shower: jagged ``cell`` and ``energy_mev``, and the truth in flat branches (``x_mm``, ``direction_x``,
-    ...). Detector, kind, readout and origin are in the TObjString ``calolife``, as JSON.
+    ...). Detector, kind, readout and origin are in the TObjString ``calolife``, as JSON. Of `origin`, what all parts share is kept.
     """
     uproot, ak = _uproot()
     parts = _one_sample(showers)
-    first, n_showers = next(parts), 0
+    first = next(parts)
+    n_showers, origin = 0, first.origin
     types: dict[str, Any] = {"cell": "var * int32", "energy_mev": "var * float32"}
     types |= {name: np.dtype(dtype) for name, dtype in _flat_types().items()}
     with _beside(Path(path)) as partial, uproot.recreate(partial) as file:
-        file[_RECORD] = json.dumps(_record(first, first.origin))
         tree = file.mktree(_TREE, types)
         for block in _blocks(first, parts, size=_SHOWERS_PER_CHUNK):
             n_hit = np.diff(block.offsets)
             columns = {name: ak.unflatten(getattr(block, name), n_hit) for name in _HIT_COLUMNS}
             tree.extend({**columns, **_flat(block)})
             n_showers += block.n_showers
+            origin = _shared(origin, block.origin)
+        file[_RECORD] = json.dumps(_record(first, origin))
     return n_showers
 
 
 @contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A name to write to, renamed to `path` when all went well and removed when not."""
+    if not path.parent.is_dir():  # uproot would make one, HDF5 tells it in five clauses
+        raise FileNotFoundError(errno.ENOENT, "no such directory; make it first", str(path.parent))
     partial = path.with_name(path.name + ".partial")
     try:
         yield partial
@@ -392,6 +397,10 @@ def _blocks(first: Showers, parts: Iterator[Showers], *, size: int) -> Iterator[
         n_held += part.n_showers
     if n_held:
         yield Showers.concatenate(held)
+
+
+def _shared(origin: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in origin.items() if k in other and other[k] == v}
 
 
 def _flush(columns: Mapping[str, h5py.Dataset], waiting: dict[str, list[NDArray[Any]]], *, is_last: bool = False) -> None:
@@ -461,19 +470,22 @@ def _hdf5(path: Path) -> Iterator[h5py.File]:
             yield file
     except FileFormatError:
         raise
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, KeyError) as error:  # to h5py a damaged link is a KeyError
         what = "truncated" if "truncated" in str(error) else "damaged"
         raise FileFormatError(f"{path} is {what}: HDF5 cannot read it; make it or get it again") from error
 
 
 @contextmanager
 def _opened_hdf5(path: Path, detector: Detector | None) -> Iterator[_Source]:
+    import h5py
+
     with _hdf5(path) as file:
-        if file.attrs.get("format") == _FORMAT:
+        columns = {name for name in file if isinstance(file.get(name), h5py.Dataset)}
+        if np.array_equal(file.attrs.get("format"), _FORMAT):
             source = _ours(file, path, detector)
-        elif {"offsets", "cell", "energy_mev", "true_energy_gev"} <= set(file):
+        elif {"offsets", "cell", "energy_mev", "true_energy_gev"} <= columns:
             source = _sparse(file, path, detector)
-        elif {"incident_energies", "showers"} <= set(file):
+        elif {"incident_energies", "showers"} <= columns:
             source = _dense(file, path, detector)
         elif _is_layer_sums(file):
             raise FileFormatError(f"{path} keeps the sums of layers only, no cells; read them with read_layer_sums")
@@ -482,17 +494,24 @@ def _opened_hdf5(path: Path, detector: Detector | None) -> Iterator[_Source]:
         yield source
 
 
+def _is_column(file: h5py.File, name: str, n_axes: int) -> bool:
+    # a group has no shape
+    return len(getattr(file.get(name), "shape", (None,) * 9)) == n_axes
+
+
 def _is_layer_sums(file: h5py.File) -> bool:
     return {"layer_energy_mev", "true_energy_gev", "pdg_id"} <= set(file)
 
 
 def _ours(file: h5py.File, path: Path, detector: Detector | None) -> _Source:
-    missing = [name for name in ("offsets", *_HIT_COLUMNS, *_TRUTH_COLUMNS, "detector") if name not in file]
+    rank = {"offsets": 1, **dict.fromkeys(_HIT_COLUMNS, 1), **{name: 1 + len(shape) for name, (_, shape) in _TRUTH_COLUMNS.items()}}
+    missing = [name for name, n_axes in {**rank, "detector": 0}.items() if not _is_column(file, name, n_axes)]
     if missing:
         raise FileFormatError(f"{path} is damaged: {missing[0]} is missing; make it again")
     record = {name: file.attrs.get(name) for name in ("version", "kind", "detector_digest")}
     record |= {name: _json(file.attrs.get(name), path) for name in ("readout", "origin")}
-    here, common = _common({**record, "detector": bytes(file["detector"][()]).decode()}, path, detector)
+    text = _checked(path, lambda: bytes(file["detector"][()]).decode())
+    here, common = _common({**record, "detector": text}, path, detector)
     n_showers = file["offsets"].shape[0] - 1
     if n_showers < 0 or any(file[name].shape[0] != n_showers for name in _TRUTH_COLUMNS):
         raise FileFormatError(f"{path} is damaged: its columns have different lengths; make it again")
@@ -512,6 +531,8 @@ def _sparse(file: h5py.File, path: Path, detector: Detector | None) -> _Source:
         cell_mm = float(file.attrs["cell_mm"])
     except (KeyError, TypeError, ValueError):
         raise FileFormatError(f"{path} does not tell its grid: the attributes n_layers, n_x, n_y and cell_mm are needed") from None
+    if missing := [name for name in ("offsets", *_HIT_COLUMNS, "true_energy_gev") if not _is_column(file, name, 1)]:
+        raise FileFormatError(f"{path} is damaged: {missing[0]} is no column; make it or get it again")
     here = load_detector("cu-scint-24x24") if detector is None else detector
     if not isinstance(here, LayeredCalorimeter) or _grid(here) != (*grid, cell_mm):
         what = "the preset cu-scint-24x24" if detector is None else f"detector {here.name!r}"
@@ -630,7 +651,7 @@ def _json(text: Any, path: Path) -> dict[str, Any] | None:
 
 def _common(record: Mapping[str, Any], path: Path, detector: Detector | None) -> tuple[Detector, dict[str, Any]]:
     """Detector, and what all showers of a file share."""
-    if record.get("version") is None or int(record["version"]) != _VERSION:
+    if str(record.get("version")) != str(_VERSION):
         raise FileFormatError(f"{path} has version {record.get('version')} of the format, this calolife reads {_VERSION}; update calolife")
     here = _checked(path, lambda: from_toml(str(record["detector"])))
     if here.digest != record["detector_digest"]:
@@ -642,7 +663,7 @@ def _common(record: Mapping[str, Any], path: Path, detector: Detector | None) ->
     readout = None
     if record.get("readout") is not None:
         stored = {f.name: record["readout"].get(f.name) for f in fields(Readout)}
-        readout = Readout(**{k: math.inf if v is None else float(v) for k, v in stored.items()})
+        readout = _checked(path, lambda: Readout(**{k: math.inf if v is None else float(v) for k, v in stored.items()}))
     return here, {"kind": str(record["kind"]), "readout": readout, "origin": dict(record["origin"] or {})}
 
 

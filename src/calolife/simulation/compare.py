@@ -151,7 +151,7 @@ def compare_samples(
     Raises
     ------
     ValueError
-        An unknown quantity, or two detectors.
+        An unknown quantity, two detectors, or a sample without any cell above the threshold.
 
     Notes
     -----
@@ -163,6 +163,9 @@ def compare_samples(
     if reference.showers.detector.digest != trial.showers.detector.digest:
         names = f"{reference.showers.detector.name!r} and {trial.showers.detector.name!r}"
         raise ValueError(f"the samples were made in two detectors, {names}; compare showers of one")
+    for name, sample in (("reference", reference), ("trial", trial)):
+        if not (sample.showers.energy_mev > threshold_mev).any():
+            raise ValueError(f"the {name} has no cell above {threshold_mev:g} MeV; there is nothing to compare")
     rng = np.random.default_rng(seed)
     draws = tuple(rng.integers(s.n, size=(n_resamples, s.n)) for s in (reference, trial))
     weights = tuple(np.stack([np.bincount(d, minlength=d.size) for d in draw]).astype(np.float64) for draw in draws)
@@ -294,7 +297,11 @@ def contained_mev(showers: Showers, *, radius_mm: ArrayLike) -> FloatArray:
     at, of = showers.detector.cell_position_mm(showers.cell), showers.shower_index
     slope = showers.direction[:, :2] / showers.direction[:, 2:]
     axis = showers.position_mm[of, :2] + slope[of] * at[:, 2:]
-    distance = np.hypot(*(at[:, :2] - axis).T)
+    off = at[:, :2] - axis
+    if isinstance(showers.detector, CrystalCalorimeter) and showers.detector.is_phi_periodic:
+        way_around = showers.detector.period_y_mm
+        off[:, 1] = (off[:, 1] + way_around / 2) % way_around - way_around / 2
+    distance = np.hypot(*off.T)
     within = [np.bincount(of, showers.energy_mev * (distance < r), showers.n_showers) for r in np.atleast_1d(radius_mm)]
     return np.stack(within, axis=1)
 

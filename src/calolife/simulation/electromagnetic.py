@@ -26,16 +26,16 @@ def find_slab(edges, z):  # type: ignore[no-untyped-def]
 
 
 @njit
-def deposit(st, grid, touched, n_touched, layer, x, y, energy):  # type: ignore[no-untyped-def]
+def deposit(cells, grid, touched, n_touched, layer, x, y, energy):  # type: ignore[no-untyped-def]
     """Add visible energy at (x, y) of an active layer; returns the new number of touched cells, or -1 - it where nothing is hit."""
-    n_x, n_y = st.n_x[layer], st.n_y[layer]
-    ix = math.floor((x + st.half_x) * n_x / (2.0 * st.half_x))
-    iy = math.floor((y + st.half_y) * n_y / (2.0 * st.half_y))
-    if st.is_wrapped:
+    n_x, n_y = cells.n_x[layer], cells.n_y[layer]
+    ix = math.floor((x + cells.half_x) * n_x / (2.0 * cells.half_x))
+    iy = math.floor((y + cells.half_y) * n_y / (2.0 * cells.half_y))
+    if cells.is_wrapped:
         iy %= n_y
     if ix < 0 or iy < 0 or ix >= n_x or iy >= n_y:
         return -1 - n_touched
-    cell = st.offset[layer] + ix * n_y + iy
+    cell = cells.offset[layer] + ix * n_y + iy
     if grid[cell] == 0.0:
         touched[n_touched] = cell
         n_touched += 1
@@ -75,9 +75,9 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         y += uy / cosine * (z_pair - z)
         z, origin = z_pair, origin_pair
 
-    critical, charge, frequency = st.critical[s], st.charge[s], st.frequency[s]
+    critical, charge, frequency = st.slabs[s].critical, st.slabs[s].charge, st.slabs[s].frequency
     log_y = math.log(max(energy / critical, 1.6))
-    emip = 1.0 / (1.0 + 0.007 * max(st.contrast[s], 0.0))
+    emip = 1.0 / (1.0 + 0.007 * max(st.slabs[s].contrast, 0.0))
     peak = c.em_t0 + c.em_t1 * log_y
     shape = c.em_a0 + (c.em_a1 + c.em_az / charge) * log_y
     if frequency > 0.0:
@@ -121,7 +121,7 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     z1, z2 = 0.0251 + 0.00319 * log_e, 0.1162 - 0.000381 * charge
     k1, k2, k3, k4 = 0.659 - 0.00309 * charge, 0.645, -2.59, 0.3585 + 0.0421 * log_e
     p1, p2, p3 = 2.632 - 0.00094 * charge, 0.401 + 0.00187 * charge, 1.313 - 0.0686 * log_e
-    moliere = st.moliere[s]
+    moliere = st.slabs[s].moliere
     seen = 0.0
     n_active = len(st.slab)
     k = np.searchsorted(st.slab, s)
@@ -129,11 +129,11 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         k -= 1
     while 0 <= k < n_active:
         layer_slab = st.slab[k]
-        a = (st.t_front[k] - origin) / cosine
-        b = (st.t_back[k] - origin) / cosine
+        a = (st.parts[k].t_front - origin) / cosine
+        b = (st.parts[k].t_back - origin) / cosine
         if not forward:
             a, b = b, a
-        period = (st.t_back[k] - st.t_start[k]) / abs(cosine)
+        period = (st.parts[k].t_back - st.parts[k].t_start) / abs(cosine)
         if b <= 0.0:
             k += 1 if forward else -1
             continue
@@ -151,9 +151,9 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
                 + 4.0 * _profile(0.5 * (middle + b), alpha, rate, log_norm)
                 + _profile(b, alpha, rate, log_norm)
             ) / 12.0
-        is_sampling = st.fraction[k] < 0.999999
+        is_sampling = st.parts[k].fraction < 0.999999
         if is_sampling:
-            mean = energy * mean_density * period * st.fraction[k] * st.emip[k]
+            mean = energy * mean_density * period * st.parts[k].fraction * st.parts[k].emip
         else:
             mean = energy * mean_density * (b - a_in)
         tau = middle / t_max
@@ -163,11 +163,11 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         weight = min(max(p1 * math.exp(q - math.exp(q)), 0.0), 1.0)
         core *= c.em_core
         tail *= c.em_tail
-        quench = 1.0 / (1.0 + st.birks[layer_slab] * c.em_quench)
+        quench = 1.0 / (1.0 + st.slabs[layer_slab].birks * c.em_quench)
         z_hit = 0.5 * (st.z[layer_slab] + st.z[layer_slab + 1])
         x_axis, y_axis = x + ux / cosine * (z_hit - z), y + uy / cosine * (z_hit - z)
         if is_sampling:
-            spot = st.spot[k]
+            spot = st.parts[k].spot
             n_spots = poisson(state, mean / spot)
         else:
             spot = max(c.em_spot_homogeneous, energy / _MOST_SPOTS)
@@ -175,7 +175,7 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         rest = mean
         for i in range(n_spots):
             if is_sampling:
-                v = spot * gamma(state, st.spot_shape[k]) / st.spot_shape[k]
+                v = spot * gamma(state, st.parts[k].spot_shape) / st.parts[k].spot_shape
             else:  # a broken stick: exponential shares that add up
                 v = rest if i == n_spots - 1 else rest * (1.0 - uniform(state) ** (1.0 / (n_spots - 1 - i)))
                 rest -= v
@@ -183,14 +183,15 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
             u = uniform(state)
             r = moliere * r_scale * math.sqrt(u / (1.0 - u))
             phi = 2.0 * math.pi * uniform(state)
-            after = deposit(st, grid, touched, n_touched, st.layer[k], x_axis + r * math.cos(phi), y_axis + r * math.sin(phi), v * quench)
+            x_spot, y_spot = x_axis + r * math.cos(phi), y_axis + r * math.sin(phi)
+            after = deposit(st.cells, grid, touched, n_touched, st.parts[k].layer, x_spot, y_spot, v * quench)
             if after < 0:
                 continue
             n_touched = after
             seen += v
         k += 1 if forward else -1
     budget[0] += seen
-    if st.frequency[s] == 0.0 and st.fraction[0] > 0.999999:
+    if st.slabs[s].frequency == 0.0 and st.parts[0].fraction > 0.999999:
         budget[2] += energy * inside - seen  # no passive material: what no cell holds left through the sides
     else:
         budget[1] += energy * inside - seen

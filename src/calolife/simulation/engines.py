@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from calolife.detector.crystals import CrystalCalorimeter
@@ -12,9 +13,28 @@ from calolife.simulation.upstream import has_upstream, through_upstream, with_in
 if TYPE_CHECKING:
     from calolife.showers.events import Showers
 
-__all__ = ["ENGINES", "simulate_showers"]
+__all__ = ["ENGINES", "PHYSICS_LISTS", "check_request", "simulate_showers"]
 
 ENGINES = ("fast", "geant4")
+PHYSICS_LISTS = ("FTFP_BERT", "QGSP_BERT")
+
+
+def check_request(*, engine: str = "fast", physics: str = "FTFP_BERT", cut_mm: float = 0.7, seed: int = 0, first: int = 0) -> None:
+    """Nothing, if these are options of `simulate_showers`, whichever engine looks at them.
+
+    Raises
+    ------
+    ValueError
+        Another engine or physics list, a cut that is not > 0, a seed or number that is out of range.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    if physics not in PHYSICS_LISTS:
+        raise ValueError(f"physics list {physics!r} is not one of {', '.join(PHYSICS_LISTS)}")
+    if not (math.isfinite(cut_mm) and cut_mm > 0):
+        raise ValueError(f"cut_mm = {cut_mm:g}; the production cut must be finite and > 0")
+    if not 0 <= seed < 2**63 or first < 0:
+        raise ValueError(f"seed = {seed}, first = {first}; both must be >= 0, the seed below 2^63")
 
 
 def simulate_showers(
@@ -54,7 +74,7 @@ def simulate_showers(
     Raises
     ------
     ValueError
-        Another engine; a detector without active layers; whatever the engine refuses.
+        As `check_request`; a detector without active layers; whatever the engine refuses.
     MissingExtraError
         ``geant4`` without calzone or without Geant4's data.
 
@@ -72,9 +92,8 @@ def simulate_showers(
     >>> showers.n_showers, showers.kind
     (5, 'simhit')
     """
+    check_request(engine=engine, physics=physics, cut_mm=cut_mm, seed=seed, first=first)
     detector.require_active()
-    if engine not in ENGINES:
-        raise ValueError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
     arrived = through_upstream(detector, particles, seed=seed, first=first)
     if engine == "fast":
         from calolife.simulation.fast import simulate_fast

@@ -73,14 +73,14 @@ def simulate_fast(
     bounds = np.searchsorted(particles.shower, np.arange(n + 1))
     position = _entry(detector, particles)
     counts, cell, energy, budget = _run(
-        stack, constants, landau_table(), int(detector.n_cells), bounds, kind, 1000.0 * particles.energy_gev, position,
+        stack, _record(constants), landau_table(), int(detector.n_cells), bounds, kind, 1000.0 * particles.energy_gev, position,
         particles.direction, np.uint64(seed), first,
     )  # fmt: skip
     incident = particles.incident()
     entered = 1000.0 * np.bincount(particles.shower, particles.energy_gev, n)
     active, passive, leaked, invisible = budget.T
     rest = entered - active - leaked - invisible
-    if np.all(stack.active >= 0):
+    if np.all(stack.slabs["active"] >= 0):
         passive, invisible = np.zeros(n), invisible + rest  # no passive material: what is left broke nuclei
     else:
         passive = rest
@@ -101,6 +101,10 @@ def simulate_fast(
         leaked_mev=leaked,
         invisible_mev=invisible,
     )
+
+
+def _record(constants: Constants) -> NDArray[np.void]:
+    return np.array([tuple(constants)], np.dtype([(name, "f8") for name in constants._fields]))
 
 
 def _entry(detector: LayeredCalorimeter | CrystalCalorimeter, particles: Particles) -> NDArray[np.float64]:
@@ -149,8 +153,9 @@ def _compiled(digest: int):  # type: ignore[no-untyped-def]
     """The loop over showers; `digest` is part of the key under which numba keeps its machine code."""
 
     @njit(cache=True, nogil=True)
-    def run(st, c, table, n_cells, bounds, kind, energy, position, direction, seed, first):  # type: ignore[no-untyped-def]
+    def run(st, constants, table, n_cells, bounds, kind, energy, position, direction, seed, first):  # type: ignore[no-untyped-def]
         n = len(bounds) - 1 if digest >= 0 else 0
+        c = constants[0]  # a record is handed on as one pointer
         state = np.empty(4, np.uint64)
         grid, touched, waiting = np.zeros(n_cells), np.empty(n_cells, np.int64), np.empty((WAITING, 8))
         counts, budget = np.zeros(n, np.int64), np.zeros((n, 4))

@@ -23,11 +23,10 @@ from calolife.detector.layers import LayeredCalorimeter
 from calolife.detector.materials import Material
 from calolife.errors import FileFormatError, MissingExtraError
 from calolife.showers.events import Showers
+from calolife.simulation.engines import check_request
 from calolife.simulation.particles import PDG, Particles
 
-__all__ = ["PHYSICS_LISTS", "geant4_geometry", "simulate_geant4"]
-
-PHYSICS_LISTS = ("FTFP_BERT", "QGSP_BERT")
+__all__ = ["geant4_geometry", "simulate_geant4"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -121,12 +120,7 @@ def simulate_geant4(
     Source of the quenching: J. B. Birks, Proc. Phys. Soc. A 64 (1951) 874. Geant4: S. Agostinelli et al., Nucl. Instrum.
     Meth. A 506 (2003) 250; calzone: V. Niess, github.com/niess/calzone.
     """
-    if physics not in PHYSICS_LISTS:
-        raise ValueError(f"physics list {physics!r} is not one of {', '.join(PHYSICS_LISTS)}")
-    if not (np.isfinite(cut_mm) and cut_mm > 0):
-        raise ValueError(f"cut_mm = {cut_mm:g}; the production cut must be finite and > 0")
-    if seed < 0 or first < 0:
-        raise ValueError(f"seed = {seed}, first = {first}; both must be >= 0")
+    check_request(physics=physics, cut_mm=cut_mm, seed=seed, first=first)
     _calzone()
     key = _key(detector, physics=physics, cut_mm=cut_mm)
     work = partial(_simulate_here, detector, particles, key=key, seed=seed, birks=birks, first=first, physics=physics, cut_mm=cut_mm)
@@ -373,7 +367,9 @@ def _calzone() -> Any:
     try:
         import calzone
     except ImportError:
-        raise MissingExtraError('engine="geant4" needs calzone: pip install "calolife[geant4]"') from None
+        raise MissingExtraError(
+            'engine="geant4" needs calzone, and Geant4\'s data: pip install "calolife[geant4]" and then python -m calzone download'
+        ) from None
     return calzone
 
 

@@ -56,24 +56,23 @@ def _isotropic(state, forward):  # type: ignore[no-untyped-def]
 
 
 @njit
-def _point(state, c, st, grid, touched, n_touched, x, y, z, uz, reach_mm, energy, needs_hydrogen, quench, budget):  # type: ignore[no-untyped-def]
-    # a neutral that travels an exponential distance, rather forward, and is seen in the active layer nearest to its end
-    cosine = _isotropic(state, c.h_point_forward) * (1.0 if uz > 0.0 else -1.0)
+def _point(state, cells, z_edges, slabs, needs_hydrogen, forward, grid, touched, n_touched, x, y, z, uz, reach_mm, energy, quench, budget):  # type: ignore[no-untyped-def]
+    # a neutral that travels an exponential distance, rather forward, and is seen in the active layer nearest to its end;
+    # few arguments instead of the stack: this is called for every other hit
+    cosine = (2.0 * uniform(state) ** (1.0 / (1.0 + forward)) - 1.0) * (1.0 if uz > 0.0 else -1.0)
     sine = math.sqrt(max(1.0 - cosine * cosine, 0.0))
     phi = 2.0 * math.pi * uniform(state)
     r = reach_mm * exponential(state)
     z += r * cosine
-    if z <= st.z[0] or z >= st.z[-1]:
+    if z <= z_edges[0] or z >= z_edges[-1]:
         budget[2] += energy
         return n_touched
-    s = find_slab(st.z, z)
-    s = st.organic_near[s] if needs_hydrogen else st.active_near[s]
+    beside = slabs[find_slab(z_edges, z)]
+    s = beside.organic_near if needs_hydrogen else beside.active_near
     if s < 0:
         return n_touched
-    after = deposit(
-        st, grid, touched, n_touched, st.active[s], x + r * sine * math.cos(phi), y + r * sine * math.sin(phi),
-        energy / (1.0 + st.birks[s] * quench),
-    )  # fmt: skip
+    seen = energy / (1.0 + slabs[s].birks * quench)
+    after = deposit(cells, grid, touched, n_touched, slabs[s].active, x + r * sine * math.cos(phi), y + r * sine * math.sin(phi), seen)
     if after < 0:
         budget[2] += energy
         return n_touched
@@ -84,7 +83,7 @@ def _point(state, c, st, grid, touched, n_touched, x, y, z, uz, reach_mm, energy
 @njit
 def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     # break-up of a nucleus with `available` MeV
-    size = (st.a[s] / 64.0) ** c.h_a_power
+    size = (st.slabs[s].a / 64.0) ** c.h_a_power
     bound = min(c.h_bind * size ** 0.5, 0.7) * available
     budget[3] += bound
     left = available - bound
@@ -101,16 +100,17 @@ def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y
             vx, vy, vz = _turn(state, cosine, ux, uy, uz)
             n = _push(waiting, n, kind, t, x, y, z, vx, vy, vz)
     # slow neutrons thermalise and leave recoil protons; nuclear photons leave electrons
-    scale = 8.96 / st.density[s]  # reach is fitted in copper
-    for _ in range(poisson(state, c.h_slow * st.organic_share[s] * size * available / 100.0)):
+    scale = 8.96 / st.slabs[s].density  # reach is fitted in copper
+    for _ in range(poisson(state, c.h_slow * st.slabs[s].organic_share * size * available / 100.0)):
         recoil = c.h_slow_mev * math.exp(c.h_slow_shape * normal(state))
         n_touched = _point(
-            state, c, st, grid, touched, n_touched, x, y, z, uz, c.h_slow_mm * scale**0.5, recoil, True, c.h_slow_quench, budget
-        )
-    for _ in range(poisson(state, c.h_gamma * st.active_share[s] * available / 100.0)):
+            state, st.cells, st.z, st.slabs, True, c.h_point_forward, grid, touched, n_touched, x, y, z, uz,
+            c.h_slow_mm * scale**0.5, recoil, c.h_slow_quench, budget,
+        )  # fmt: skip
+    for _ in range(poisson(state, c.h_gamma * st.slabs[s].active_share * available / 100.0)):
         n_touched = _point(
-            state, c, st, grid, touched, n_touched, x, y, z, uz, c.h_gamma_mm * scale, c.h_gamma_mev * gamma(state, c.h_gamma_shape), False,
-            c.em_quench, budget,
+            state, st.cells, st.z, st.slabs, False, c.h_point_forward, grid, touched, n_touched, x, y, z, uz,
+            c.h_gamma_mm * scale, c.h_gamma_mev * gamma(state, c.h_gamma_shape), c.em_quench, budget,
         )  # fmt: skip
     return n_touched, n
 
@@ -141,7 +141,7 @@ def _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, 
             n_touched, n = _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y, z, ux, uy, uz, budget)
         return n_touched, n
 
-    star = min(c.h_star * (st.a[s] / 64.0) ** c.h_star_a * gamma(state, c.h_star_shape) / c.h_star_shape, 0.6 * energy)
+    star = min(c.h_star * (st.slabs[s].a / 64.0) ** c.h_star_a * gamma(state, c.h_star_shape) / c.h_star_shape, 0.6 * energy)
     total = energy - star + (_PION_MEV if kind == PION else 0.0)
     n_touched, n = _star(state, c, st, grid, touched, n_touched, waiting, n, star, s, x, y, z, ux, uy, uz, budget)
     count = 2 + poisson(state, c.h_mult * math.log(max(total / 700.0, 1.0)))
@@ -182,6 +182,7 @@ def _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, 
 def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, energy, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     mass = _PROTON_MEV if kind in (PROTON, NEUTRON) else (_MUON_MEV if kind == MUON else _PION_MEV)
     to_go = exponential(state)  # interaction lengths
+    known_at, beta2, bg, rise, slow = 1e300, 1.0, 1.0, 1.0, 1.0
     last = len(st.z) - 2
     s = find_slab(st.z, z)
     if uz < 0.0 and z <= st.z[s] and s > 0:
@@ -193,19 +194,21 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
         stretch = c.h_lambda_pion if kind == PION else c.h_lambda_nucleon
         if energy < 100.0 and kind != NEUTRON:
             stretch = 5.0  # the Coulomb barrier: few inelastic collisions below 100 MeV
-        mean_free = st.lambda_mm[s] * stretch
+        mean_free = st.slabs[s].lambda_mm * stretch
         ends = 0  # 1: interacts, 2: stops
         if kind != MUON and to_go * mean_free < step:
             step = to_go * mean_free
             ends = 1
         if kind != NEUTRON:
-            e_total = energy + mass
-            beta2 = max(energy * (energy + 2.0 * mass) / (e_total * e_total), 1e-4)
-            bg = math.sqrt(energy * (energy + 2.0 * mass)) / mass
-            rise = beta2 ** (-5.0 / 6.0)
-            if bg > 4.0:
-                rise *= 1.0 + c.h_rise * math.log(bg / 4.0)
-            rate = st.dedx[s] * rise
+            if energy < 0.98 * known_at:  # powers are dear; a fast particle keeps its dE/dx over many slabs
+                known_at = energy
+                beta2 = max(energy * (energy + 2.0 * mass) / ((energy + mass) * (energy + mass)), 1e-4)
+                bg = math.sqrt(energy * (energy + 2.0 * mass)) / mass
+                rise = beta2 ** (-5.0 / 6.0)
+                slow = rise * beta2  # beta^(1/3): what is left of 1 / beta^2 in the most probable loss
+                if bg > 4.0:
+                    rise *= 1.0 + c.h_rise * math.log(bg / 4.0)
+            rate = st.slabs[s].dedx * rise
             if rate * step > 0.25 * energy and energy > 2.0:  # slow: keep the step short
                 short = 0.25 * energy / rate
                 if short < step:
@@ -220,22 +223,22 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
             if energy <= 2.0 or loss >= energy:
                 loss = energy
                 ends = 2
-            k = st.active[s]
+            k = st.slabs[s].active
             if k >= 0 and loss > 0.0:
                 seen = loss
                 length = max(step, 1e-4)
                 if bg > 1.0 and ends == 0 and edge_reached:
                     # most probable loss of a fast particle: PDG Review, "Passage of particles through matter", high-energy form
-                    xi = st.xi[s] * step / beta2
-                    plasma = 28.816e-6 * math.sqrt(st.density[s] * 0.5)  # MeV
-                    probable = xi * (math.log(2.0 * _ELECTRON_MEV * xi / (plasma * plasma)) + 0.2) * beta2 ** (1.0 / 6.0)
+                    xi = st.slabs[s].xi * step / beta2
+                    plasma = 28.816e-6 * math.sqrt(st.slabs[s].density * 0.5)  # MeV
+                    probable = xi * (math.log(2.0 * _ELECTRON_MEV * xi / (plasma * plasma)) + 0.2) * slow
                     seen = max(probable + xi * landau(state, table), 0.2 * probable)
                     if uniform(state) < c.h_delta:  # an electron knocked out of the material before comes along
                         phi, r = 2.0 * math.pi * uniform(state), c.h_delta_mm * exponential(state)
-                        extra = st.dedx[s] * step * exponential(state)
+                        extra = st.slabs[s].dedx * step * exponential(state)
                         after = deposit(
-                            st, grid, touched, n_touched, k, x + r * math.cos(phi), y + r * math.sin(phi),
-                            extra / (1.0 + st.birks[s] * c.em_quench),
+                            st.cells, grid, touched, n_touched, k, x + r * math.cos(phi), y + r * math.sin(phi),
+                            extra / (1.0 + st.slabs[s].birks * c.em_quench),
                         )  # fmt: skip
                         if after >= 0:
                             n_touched = after
@@ -243,7 +246,7 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
                             energy -= min(extra, energy)
                 seen = min(seen, energy)
                 xm, ym = x + 0.5 * step * ux, y + 0.5 * step * uy
-                after = deposit(st, grid, touched, n_touched, k, xm, ym, seen / (1.0 + st.birks[s] * seen / length))
+                after = deposit(st.cells, grid, touched, n_touched, k, xm, ym, seen / (1.0 + st.slabs[s].birks * seen / length))
                 if after < 0:
                     budget[2] += energy
                     return n_touched, n
@@ -265,12 +268,12 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
         if ends == 1:
             if kind == NEUTRON and energy < 30.0:
                 # too slow for a star: recoils only
-                if uniform(state) > st.organic_share[s]:
+                if uniform(state) > st.slabs[s].organic_share:
                     return n_touched, n
-                scale = (8.96 / st.density[s]) ** 0.5
+                scale = (8.96 / st.slabs[s].density) ** 0.5
                 n_touched = _point(
-                    state, c, st, grid, touched, n_touched, x, y, z, uz, 0.5 * c.h_slow_mm * scale, 0.5 * energy * uniform(state), True,
-                    c.h_slow_quench, budget,
+                    state, st.cells, st.z, st.slabs, True, c.h_point_forward, grid, touched, n_touched, x, y, z, uz,
+                    0.5 * c.h_slow_mm * scale, 0.5 * energy * uniform(state), c.h_slow_quench, budget,
                 )  # fmt: skip
                 return n_touched, n
             return _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, x, y, z, ux, uy, uz, budget)
@@ -282,7 +285,7 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
             if s < 0 or s > last:
                 budget[2] += energy
                 return n_touched, n
-        if abs(x) > 4.0 * st.half_x or abs(y) > 4.0 * st.half_y:
+        if abs(x) > 4.0 * st.cells.half_x or abs(y) > 4.0 * st.cells.half_y:
             budget[2] += energy
             return n_touched, n
 

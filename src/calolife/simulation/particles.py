@@ -12,18 +12,19 @@ from scipy.special import ndtr, ndtri
 
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import LayeredCalorimeter
+from calolife.showers.events import PDG
 
 __all__ = ["PDG", "Particles", "parse_particle", "sample_particles"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# source: PDG Review, "Monte Carlo particle numbering scheme"
-PDG = {"e-": 11, "e+": -11, "gamma": 22, "pi-": -211, "pi+": 211, "proton": 2212, "neutron": 2112, "mu-": 13, "mu+": -13}
-
 _FRACTION_TOLERANCE = 1e-6  # chosen: thirds written with seven digits add up
 _UNIT_TOLERANCE = 1e-6  # chosen: a direction kept in float32 passes
 _DRAWS = 8  # numbers kept for one shower: kind, energy, x, y, angle, azimuth, and two to spare
+_MOST_SPOT_MM = 1e9  # chosen: wider is a slip of the keyboard, and the cut Gaussian would round to nothing
+# what people call them, for the hint of an error
+_COMMON_NAMES = {"electron": "e-", "positron": "e+", "photon": "gamma", "pion": "pi-", "muon": "mu-", "p": "proton", "n": "neutron"}
 _STREAM = 0x67756E  # chosen: "gun" in ASCII; keeps the gun's numbers apart from those of the engines
 
 
@@ -65,6 +66,10 @@ class Particles:
     shower: IntArray | None = None
 
     def __post_init__(self) -> None:
+        for name in ("pdg_id", "shower"):
+            given = np.asarray(getattr(self, name))
+            if given.size and given.dtype.kind not in "iuO":
+                raise ValueError(f"{name} holds {given.dtype} values; it must hold integers")
         object.__setattr__(self, "pdg_id", _frozen(np.atleast_1d(self.pdg_id), np.int32))
         n = self.pdg_id.size
         object.__setattr__(self, "shower", _frozen(np.arange(n) if self.shower is None else self.shower, np.int64))
@@ -223,8 +228,8 @@ def sample_particles(
     >>> bool(last.energy_gev[0] == all_of_them.energy_gev[4])
     True
     """
-    if n < 1 or first < 0 or seed < 0:
-        raise ValueError(f"n = {n}, first = {first}, seed = {seed}; n must be >= 1, the others >= 0")
+    if n < 1 or first < 0 or not 0 <= seed < 2**63:
+        raise ValueError(f"n = {n}, first = {first}, seed = {seed}; n must be >= 1, the others >= 0, the seed below 2^63")
     codes, fractions = parse_particle(particle)
     low_gev, high_gev = _range("energy_gev", energy_gev, unit="GeV")
     if low_gev <= 0:
@@ -265,8 +270,8 @@ def _positions(
         face = f"{low[0]:g} to {high[0]:g} mm in x and {low[1]:g} to {high[1]:g} mm in y"
         raise ValueError(f"position_mm = {tuple(centre.tolist())} is beside the detector; its face is {face}")
     spot = 0.0 if beam_spot_mm is None else float(beam_spot_mm)
-    if not (np.isfinite(spot) and spot >= 0):
-        raise ValueError(f"beam_spot_mm = {spot:g}; the width of the beam must be finite and >= 0")
+    if not 0 <= spot <= _MOST_SPOT_MM:
+        raise ValueError(f"beam_spot_mm = {spot:g}; the width of the beam must be finite, >= 0 and at most {_MOST_SPOT_MM:g}")
     if spot == 0:
         return np.broadcast_to(centre, u.shape)
     # quantiles of a Gaussian cut at the edges: a particle beside the detector would be no shower
@@ -275,12 +280,15 @@ def _positions(
 
 
 def _range(name: str, given: float | tuple[float, float], *, unit: str) -> tuple[float, float]:
-    if isinstance(given, (int, float)):
-        low = high = float(given)
-    else:
-        low, high = float(given[0]), float(given[1])
-        if not low < high:
-            raise ValueError(f"{name} = {low:g} to {high:g} {unit}; a range must rise")
+    try:
+        ends = [float(end) for end in np.atleast_1d(given)]
+    except (TypeError, ValueError):
+        ends = []
+    if len(ends) not in (1, 2):
+        raise ValueError(f"{name} = {given!r} is not a number or a pair of them, in {unit}")
+    low, high = ends[0], ends[-1]
+    if len(ends) == 2 and not low < high:
+        raise ValueError(f"{name} = {low:g} to {high:g} {unit}; a range must rise")
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError(f"{name} = {low:g} to {high:g} {unit}; it must be finite")
     return low, high
@@ -288,7 +296,8 @@ def _range(name: str, given: float | tuple[float, float], *, unit: str) -> tuple
 
 def _code(name: str) -> int:
     if name not in PDG:
-        near = get_close_matches(name.lower(), PDG, n=1, cutoff=0.5)
+        plain = name.strip().lower()
+        near = [_COMMON_NAMES[plain]] if plain in _COMMON_NAMES else get_close_matches(plain, PDG, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"unknown particle {name!r}; {hint}allowed: {', '.join(PDG)}, or mix:gamma=0.5,pi-=0.5")
     return PDG[name]

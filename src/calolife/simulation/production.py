@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import LayeredCalorimeter
+from calolife.errors import FileFormatError
 from calolife.showers.events import Showers
-from calolife.simulation.engines import ENGINES, simulate_showers
+from calolife.simulation.engines import check_request, simulate_showers
 from calolife.simulation.particles import PDG, Particles, parse_particle, sample_particles
 
-__all__ = ["Production", "Summary", "n_cores", "simulate_parts", "summarise"]
+__all__ = ["Production", "Summary", "n_cores", "read_part", "simulate_parts", "summarise"]
 
 FloatArray = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
@@ -31,6 +32,7 @@ Report = Callable[[str, float, float], None]
 # energy simulated between two looks at the clock, and the most showers in it; chosen: seconds of work, some 100 MB at most
 _PART_GEV = {"fast": 20_000.0, "geant4": 2_000.0}
 _PART_SHOWERS = {"fast": 2_000, "geant4": 500}
+_MOST_SHOWERS = 10**9  # chosen: parts are numbered with nine digits; terabytes of pions
 _MUON_GEV = 3.0  # chosen: a muon of any energy mostly costs what it loses on its way through
 
 
@@ -57,7 +59,7 @@ class Production:
     Raises
     ------
     ValueError
-        Another engine, a detector without active layers, or what `sample_particles` refuses.
+        No showers or too many, a detector without active layers, or what `check_request` and `sample_particles` refuse.
     """
 
     detector: LayeredCalorimeter | CrystalCalorimeter
@@ -74,17 +76,16 @@ class Production:
     cut_mm: float = 0.7
 
     def __post_init__(self) -> None:
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine {self.engine!r} is not one of {', '.join(ENGINES)}")
-        if self.n < 1:
-            raise ValueError(f"n = {self.n} showers; ask for at least one")
+        check_request(engine=self.engine, physics=self.physics, cut_mm=self.cut_mm, seed=self.seed)
+        if not 1 <= self.n <= _MOST_SHOWERS:
+            raise ValueError(f"n = {self.n} showers; ask for at least one and at most {_MOST_SHOWERS} a run")
         self.detector.require_active()
         self._particles(0, 1)
 
     @property
     def part_size(self) -> int:
         """Showers in a part; it does not depend on who simulates them."""
-        highest_gev = self.energy_gev if isinstance(self.energy_gev, (int, float)) else max(self.energy_gev)
+        highest_gev = float(np.max(self.energy_gev))
         codes, fractions = parse_particle(self.particle)
         is_muon = np.abs(codes) == PDG["mu-"]
         cost_gev = float(np.sum(fractions * np.where(is_muon, min(highest_gev, _MUON_GEV), highest_gev)))
@@ -201,6 +202,23 @@ def simulate_parts(production: Production, folder: Path, *, workers: int, tell: 
         n_done += n
         tell("showers", n_done, production.n)
     return paths
+
+
+def read_part(path: Path) -> Showers:
+    """Showers of one finished part.
+
+    Raises
+    ------
+    FileFormatError
+        A part that a crash of the machine or the disk has damaged: it is removed, so that the same call simulates it again.
+    """
+    from calolife.showers.files import read_showers
+
+    try:
+        return read_showers(path)
+    except FileFormatError:
+        path.unlink(missing_ok=True)
+        raise FileFormatError(f"{path} was damaged and is removed; repeat the command to make it again") from None
 
 
 def n_cores() -> int:

@@ -11,54 +11,68 @@ from calolife.detector.layers import LayeredCalorimeter
 from calolife.detector.materials import Material
 from calolife.simulation.constants import Constants
 
-__all__ = ["Stack", "build_stack"]
+__all__ = ["Cells", "Stack", "build_stack"]
 
 _LOOK_AHEAD_X0 = 12.0  # chosen: an electromagnetic shower leaves most of its energy within 12 X0
 _AROUND_MM = 60.0  # chosen: some sampling periods; slow neutrals do not know in which one they were born
 _PART_X0 = 1.0  # chosen: the spread across the axis is taken constant over a part of a thick active layer
 
 
-class Stack(NamedTuple):
-    """A calorimeter as arrays.
+class Cells(NamedTuple):
+    """Where the cells of each active layer are: apart from the rest, since compiled code hands it over with every deposit."""
 
-    Slabs run along z, active layers are numbered among the active slabs; lengths in mm, depths in X0 and lambda_I.
-    """
-
-    z: np.ndarray  # (slab + 1,) [mm]
-    depth_x0: np.ndarray  # (slab + 1,)
-    dedx: np.ndarray  # (slab,) minimum ionisation [MeV / mm]
-    lambda_mm: np.ndarray  # (slab,)
-    birks: np.ndarray  # (slab,) kB [mm / MeV], 0 without quenching
-    a: np.ndarray  # (slab,) effective A
-    xi: np.ndarray  # (slab,) Landau width of 1 mm [MeV / mm]
-    density: np.ndarray  # (slab,) [g / cm3]
-    active: np.ndarray  # (slab,) number of the active layer, -1 for passive slabs
-    active_share: np.ndarray  # (slab,) active part of the volume around
-    active_near: np.ndarray  # (slab,) the active slab beside it, -1 if none is around
-    organic_share: np.ndarray  # (slab,) the same of active slabs with hydrogen
-    organic_near: np.ndarray  # (slab,)
-    critical: np.ndarray  # (slab,) critical energy of the medium that follows [MeV]
-    charge: np.ndarray  # (slab,) effective Z of it
-    x0_mm: np.ndarray  # (slab,) X0 of it
-    moliere: np.ndarray  # (slab,) Moliere radius of it [mm]
-    frequency: np.ndarray  # (slab,) F_S = X0 / sampling period; 0: homogeneous
-    contrast: np.ndarray  # (slab,) Z of the passive less Z of the active part
-    slab: np.ndarray  # (active,) active slabs; thick ones are several
-    layer: np.ndarray  # (active,) the layer of the calorimeter each is part of
-    t_start: np.ndarray  # (active,) depth [X0] where its sampling period starts
-    t_front: np.ndarray  # (active,) its own front and
-    t_back: np.ndarray  # (active,) back
-    fraction: np.ndarray  # (active,) active / all minimum ionisation of its period
-    mip: np.ndarray  # (active,) minimum ionisation in it [MeV]
-    emip: np.ndarray  # (active,) signal of an electromagnetic shower over that of minimum ionisation, before quenching
-    spot: np.ndarray  # (active,) mean deposit of one sampled track [MeV]
-    spot_shape: np.ndarray  # (active,) order of the gamma distribution it scatters by
     offset: np.ndarray  # (active + 1,) first cell
     n_x: np.ndarray  # (active,)
     n_y: np.ndarray  # (active,)
     half_x: float  # [mm]
     half_y: float
     is_wrapped: bool  # y is periodic
+
+
+# one record a slab; what is a property of "the medium" is that of the next 12 X0
+_SLAB = {
+    "dedx": "f8",  # minimum ionisation [MeV / mm]
+    "lambda_mm": "f8",
+    "birks": "f8",  # kB [mm / MeV], 0 without quenching
+    "a": "f8",  # effective A
+    "xi": "f8",  # Landau width of 1 mm [MeV / mm]
+    "density": "f8",  # [g / cm3]
+    "active": "i8",  # number of the active layer, -1 for passive slabs
+    "active_share": "f8",  # active part of the volume around
+    "active_near": "i8",  # the active slab nearest to it, -1 if none is around
+    "organic_share": "f8",  # the same of active slabs with hydrogen
+    "organic_near": "i8",
+    "critical": "f8",  # critical energy of the medium [MeV]
+    "charge": "f8",  # its effective Z
+    "moliere": "f8",  # its Moliere radius [mm]
+    "frequency": "f8",  # its F_S = X0 / sampling period; 0: homogeneous
+    "contrast": "f8",  # Z of its passive less Z of its active part
+}
+# one record an active slab; an active layer thicker than 1 X0 is several
+_PART = {
+    "layer": "i8",  # the active layer it belongs to
+    "t_start": "f8",  # depth [X0] where its sampling period starts
+    "t_front": "f8",  # its own front and
+    "t_back": "f8",  # back
+    "fraction": "f8",  # active / all minimum ionisation of its period
+    "emip": "f8",  # signal of an electromagnetic shower over that of minimum ionisation, before quenching
+    "spot": "f8",  # mean deposit of one sampled track [MeV]
+    "spot_shape": "f8",  # order of the gamma distribution it scatters by
+}
+
+
+class Stack(NamedTuple):
+    """A calorimeter as few arrays: compiled functions hand it on at every call.
+
+    Slabs run along z, active layers are numbered among the active slabs; lengths in mm, depths in X0.
+    """
+
+    z: np.ndarray  # (slab + 1,) [mm]
+    depth_x0: np.ndarray  # (slab + 1,)
+    slab: np.ndarray  # (part,) slab of each part of an active layer
+    slabs: np.ndarray  # (slab,) records of `_SLAB`
+    parts: np.ndarray  # (part,) records of `_PART`
+    cells: Cells
 
 
 class _Mix(NamedTuple):
@@ -155,7 +169,7 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
     period_mip = np.array([np.sum((dedx * thickness)[f : s + 1]) for f, s in zip(first, slab, strict=True)])
     mip = (dedx * thickness)[slab]
 
-    ahead: dict[str, Any] = {name: np.zeros(n) for name in ("critical", "charge", "x0_mm", "moliere", "frequency", "contrast")}
+    ahead: dict[str, Any] = {name: np.zeros(n) for name in ("critical", "charge", "moliere", "frequency", "contrast")}
     for i in range(n):
         last = int(np.searchsorted(depth, depth[i] + _LOOK_AHEAD_X0))
         # near the end the medium is what lies before
@@ -163,7 +177,7 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
         part = slice(start, min(max(last, i + 1), n))
         mixed = _mix(materials[part], thickness[part])
         ahead["critical"][i], ahead["charge"][i] = mixed.critical, mixed.charge
-        ahead["x0_mm"][i], ahead["moliere"][i] = mixed.x0_mm, mixed.moliere
+        ahead["moliere"][i] = mixed.moliere
         inside = [k for k in range(part.start, part.stop) if is_active[k]]
         outside = [k for k in range(part.start, part.stop) if not is_active[k]]
         if inside and outside and passive_x0[part_of[inside]].max() > 1e-9:
@@ -183,37 +197,38 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
     is_organic = np.array([m.z_eff / m.a_eff > 0.5005 for m in materials])  # only hydrogen lifts Z/A above one half
     active_share, active_near = _surroundings(z, np.asarray(is_active))
     organic_share, organic_near = _surroundings(z, is_organic & np.asarray(is_active))
-    return Stack(
-        active_share=active_share,
-        active_near=active_near,
-        organic_share=organic_share,
-        organic_near=organic_near,
-        emip=1.0 / (1.0 + kept),
-        spot=spot,
-        spot_shape=spot_shape,
-        z=z,
-        depth_x0=depth,
-        dedx=dedx,
-        lambda_mm=np.array([10.0 * m.lambda_cm for m in materials]),
-        birks=np.array([m.birks_mm_per_mev if birks else 0.0 for m in materials]),
-        a=np.array([m.a_eff for m in materials]),
+    of_slabs = {
+        "dedx": dedx,
+        "lambda_mm": np.array([10.0 * m.lambda_cm for m in materials]),
+        "birks": np.array([m.birks_mm_per_mev if birks else 0.0 for m in materials]),
+        "a": np.array([m.a_eff for m in materials]),
         # xi = 0.1535 MeV cm2/g Z/A rho x at beta = 1: PDG Review, "Passage of particles through matter"
         # hydrogen has twice the electrons a gram: 7 % more in polystyrene than its mean Z over its mean A says
-        xi=np.array([0.01535 * m.z_eff / m.a_eff * m.density_g_cm3 for m in materials]) * np.where(is_organic, 1.07, 1.0),
-        density=np.array([m.density_g_cm3 for m in materials]),
-        active=active,
+        "xi": np.array([0.01535 * m.z_eff / m.a_eff * m.density_g_cm3 for m in materials]) * np.where(is_organic, 1.07, 1.0),
+        "density": np.array([m.density_g_cm3 for m in materials]),
+        "active": active,
+        "active_share": active_share,
+        "active_near": active_near,
+        "organic_share": organic_share,
+        "organic_near": organic_near,
         **ahead,
-        slab=slab,
-        layer=layer_of[slab],
-        t_start=depth[first],
-        t_front=depth[slab],
-        t_back=depth[slab + 1],
-        fraction=mip / period_mip,
-        mip=mip,
-        offset=offset,
-        n_x=n_x,
-        n_y=n_y,
-        half_x=half_x,
-        half_y=half_y,
-        is_wrapped=is_wrapped,
-    )
+    }
+    of_parts = {
+        "layer": layer_of[slab],
+        "t_start": depth[first],
+        "t_front": depth[slab],
+        "t_back": depth[slab + 1],
+        "fraction": mip / period_mip,
+        "emip": 1.0 / (1.0 + kept),
+        "spot": spot,
+        "spot_shape": spot_shape,
+    }
+    of_cells = Cells(offset, n_x, n_y, half_x, half_y, is_wrapped)
+    return Stack(z=z, depth_x0=depth, slab=slab, slabs=_records(_SLAB, of_slabs), parts=_records(_PART, of_parts), cells=of_cells)
+
+
+def _records(fields: dict[str, str], columns: dict[str, np.ndarray]) -> np.ndarray:
+    table = np.zeros(len(columns[next(iter(fields))]), np.dtype(list(fields.items())))
+    for name in fields:
+        table[name] = columns[name]
+    return table

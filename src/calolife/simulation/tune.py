@@ -505,7 +505,9 @@ def _regressed(
     def middle(stack: Stack) -> tuple[float, float, float]:
         k = len(stack.slab) // 2
         # mean deposit of a track and half its relative second moment
-        return float(stack.emip[k]), float(stack.spot[k] * (1.0 + 1.0 / stack.spot_shape[k]) / 2.0), float(stack.birks[stack.slab[k]])
+        part = stack.parts[k]
+        second = (1.0 + 1.0 / part["spot_shape"]) / 2.0
+        return float(part["emip"]), float(part["spot"] * second), float(stack.slabs["birks"][stack.slab[k]])
 
     detectors = {k.sample.detector.name: k.sample.detector for k in electrons}
     now = {name: middle(build_stack(d, constants, birks=True)) for name, d in detectors.items()}

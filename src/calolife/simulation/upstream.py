@@ -133,8 +133,8 @@ def through_upstream(
     """
     if not math.isfinite(field_tesla):
         raise ValueError(f"field_tesla = {field_tesla:g} must be finite; 0 switches it off")
-    if seed < 0 or first < 0:
-        raise ValueError(f"seed = {seed}, first = {first}; both must be >= 0")
+    if not 0 <= seed < 2**63 or first < 0:
+        raise ValueError(f"seed = {seed}, first = {first}; both must be >= 0, the seed below 2^63")
     if not has_upstream(detector):
         return particles
     assert isinstance(detector, CrystalCalorimeter)
