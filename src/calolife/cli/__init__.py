@@ -100,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return _refuse(error, text, code=2, debug="--debug" in arguments)
+    except ArithmeticError as error:
+        return _refuse(error, f"a number given is too large or too small: {error}", code=2, debug="--debug" in arguments)
     except MemoryError as error:
         return _refuse(error, f"not enough memory: {error}" if str(error) else "not enough memory", code=2, debug="--debug" in arguments)
     except KeyboardInterrupt as error:

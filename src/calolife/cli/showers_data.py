@@ -109,6 +109,8 @@ def convert(
                 report("showers", done, total)
 
         n = writers[layout](target, told())
+    if layout == "calochallenge":
+        say("kept are energies only: not the particles, where they came in, the detector, nor whether it is read out", quiet=quiet)
     if as_json:
         print_json({"path": str(target), "format": layout, "n_showers": n})
         return
@@ -189,6 +191,8 @@ def digitise(
     read_out(sample, readout, seed=seed, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev, pileup=overlaid, pileup_mean=pileup_mean)
     if readout == Readout():
         say("the readout is ideal: it changes no energy; give --light-yield, --noise, --threshold or --saturation", quiet=quiet)
+    if pileup is not None and pileup.resolve() == data.resolve():
+        say("the pileup is the sample itself: a shower may be laid over itself; another sample is better", quiet=quiet)
     if readout.noise_mev > 0 and readout.threshold_mev == 0:
         say(f"noise without a threshold: each of the {calo.n_cells} cells of every shower is written", quiet=quiet)
     inputs = [data] if pileup is None else [data, pileup]

@@ -21,6 +21,7 @@ __all__ = ["Layer", "LayeredCalorimeter", "Readout", "Section", "check_materials
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+_MAX_MM = 1e9  # chosen: a thousand kilometres; sums and areas stay far from the end of floats
 _MAX_CELLS = 2**31 - 1  # a cell's number is stored in 32 bits
 
 
@@ -81,7 +82,7 @@ class Layer:
     Raises
     ------
     ValueError
-        Thickness not finite or not > 0; less than one cell; cells in a passive layer.
+        Thickness not finite, not > 0 or above 1e9; less than one cell; cells in a passive layer.
 
     Examples
     --------
@@ -101,6 +102,8 @@ class Layer:
         what = f"layer of {self.material.name}"
         if not (math.isfinite(self.thickness_mm) and self.thickness_mm > 0):
             raise ValueError(f"{what}: thickness_mm = {self.thickness_mm:g} must be finite and > 0; drop the layer to have none of it")
+        if self.thickness_mm > _MAX_MM:
+            raise ValueError(f"{what}: thickness_mm = {self.thickness_mm:g} is more than {_MAX_MM:g}; thicknesses are in mm")
         if len(self.cells) != 2 or any(not isinstance(n, (int, np.integer)) or n < 1 for n in self.cells):
             raise ValueError(f"{what}: cells = {_written(self.cells)} must be two whole numbers >= 1, along x and along y")
         object.__setattr__(self, "thickness_mm", float(self.thickness_mm))
@@ -171,6 +174,8 @@ class LayeredCalorimeter:
             size = getattr(self, name)
             if not (math.isfinite(size) and size > 0):
                 raise ValueError(f"calorimeter {self.name}: {name} = {size:g} must be finite and > 0")
+            if size > _MAX_MM:
+                raise ValueError(f"calorimeter {self.name}: {name} = {size:g} is more than {_MAX_MM:g}; sizes are in mm")
             object.__setattr__(self, name, float(size))
         check_materials([layer.material for layer in self.layers])
         n_cells = sum(layer.cells[0] * layer.cells[1] for layer in self.layers if layer.is_active)

@@ -12,6 +12,7 @@ from scipy.special import ndtr, ndtri, pdtr
 from calolife.detector.layers import Readout
 from calolife.detector.presets import Detector
 from calolife.showers.events import Showers, sum_by_key
+from calolife.showers.splitmix import GOLDEN, scrambled, unit_interval
 
 __all__ = ["digitise", "draw_cells"]
 
@@ -20,7 +21,6 @@ IntArray = NDArray[np.int64]
 
 # one stream of random numbers per purpose: adding a step to the readout moves no number of another
 _PILEUP_NUMBER, _PILEUP_PICK, _PHOTONS, _NOISE, _GAP, _TAIL, _HOT, _CELLS = range(8)
-_GOLDEN = 0x9E3779B97F4A7C15  # G. Steele, D. Lea and C. Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014
 _MOST_RECHITS = 200_000_000  # chosen: 1.6 GB of columns; more is for a stream of parts
 _BLOCK_RECHITS = 2_000_000  # chosen: about 200 MB of intermediate columns
 _NORMAL_ABOVE = 1e5  # chosen: skewness 1/sqrt(mean) is corrected for; what is left is under 1e-3 of the width
@@ -312,18 +312,10 @@ def _lifted_cells(number: IntArray, n_cells: int, tail: float, seed: int) -> Int
 
 def _uniform(seed: int, purpose: int, number: IntArray, index: IntArray) -> FloatArray:
     """Uniform numbers in (0, 1), a hash of their four coordinates; number and index are broadcast."""
-    golden = np.uint64(_GOLDEN)
-    start = _mix(np.array([seed], dtype=np.uint64) + np.array([purpose + 1], dtype=np.uint64) * golden)
-    stream = _mix(start + number.astype(np.uint64) * golden)
-    bits = _mix(stream + (index.astype(np.uint64) + np.uint64(1)) * golden)
-    # 52 bits and a half: the ends 0 and 1 are never reached, float64 holds every step
-    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-
-
-def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)  # the constants are SplitMix64's
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    golden = np.uint64(GOLDEN)
+    start = scrambled(np.array([seed], dtype=np.uint64) + np.array([purpose + 1], dtype=np.uint64) * golden)
+    stream = scrambled(start + number.astype(np.uint64) * golden)
+    return unit_interval(scrambled(stream + (index.astype(np.uint64) + np.uint64(1)) * golden))
 
 
 def _normal(seed: int, number: IntArray, index: IntArray) -> FloatArray:

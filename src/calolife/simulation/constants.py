@@ -30,6 +30,7 @@ class Constants(NamedTuple):
     em_a_photon: float
     em_core: float
     em_tail: float
+    em_radius_e: float
     em_quench: float
     em_emip: float
     em_emip_z: float
@@ -43,6 +44,7 @@ class Constants(NamedTuple):
     em_spot_homogeneous: float
     em_loss_share: float
     em_loss_order: float
+    em_loss_growth: float
     em_nuclear_rate: float
     em_nuclear_mev: float
     h_low: float
@@ -81,6 +83,7 @@ class Constants(NamedTuple):
     h_slow_shape: float
     h_gamma_shape: float
     h_point_forward: float
+    h_slow_a: float
 
 
 def load_constants() -> Constants:

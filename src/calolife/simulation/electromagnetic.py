@@ -109,7 +109,7 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     inside = _inside(depth, deepest, alpha, rate, log_norm)
     budget[2] += energy * (1.0 - inside)
     # albedo, soft photons through the sides, binding energy: a small share always, a large one after a photonuclear reaction
-    order = c.em_loss_order * math.sqrt(energy / 1000.0)
+    order = c.em_loss_order * (energy / 1000.0) ** c.em_loss_growth
     lost = c.em_loss_share * energy * gamma(state, order) / order
     for _ in range(poisson(state, c.em_nuclear_rate * energy)):
         lost += c.em_nuclear_mev * exponential(state)
@@ -122,6 +122,8 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     k1, k2, k3, k4 = 0.659 - 0.00309 * charge, 0.645, -2.59, 0.3585 + 0.0421 * log_e
     p1, p2, p3 = 2.632 - 0.00094 * charge, 0.401 + 0.00187 * charge, 1.313 - 0.0686 * log_e
     moliere = st.slabs[s].moliere
+    widening = 1.0 + c.em_radius_e * log_e
+    alone = (2.0 if is_photon else 1.0) * critical / energy  # the first tracks ionise before they multiply
     seen = 0.0
     n_active = len(st.slab)
     k = np.searchsorted(st.slab, s)
@@ -151,6 +153,8 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
                 + 4.0 * _profile(0.5 * (middle + b), alpha, rate, log_norm)
                 + _profile(b, alpha, rate, log_norm)
             ) / 12.0
+        if middle < 0.5 * t_max:
+            mean_density = max(mean_density, alone)
         is_sampling = st.parts[k].fraction < 0.999999
         if is_sampling:
             mean = energy * mean_density * period * st.parts[k].fraction * st.parts[k].emip
@@ -161,8 +165,8 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         tail = k1 * (math.exp(k3 * (tau - k2)) + math.exp(k4 * (tau - k2)))
         q = (p2 - tau) / p3
         weight = min(max(p1 * math.exp(q - math.exp(q)), 0.0), 1.0)
-        core *= c.em_core
-        tail *= c.em_tail
+        core *= c.em_core * widening
+        tail *= c.em_tail * widening
         quench = 1.0 / (1.0 + st.slabs[layer_slab].birks * c.em_quench)
         z_hit = 0.5 * (st.z[layer_slab] + st.z[layer_slab + 1])
         x_axis, y_axis = x + ux / cosine * (z_hit - z), y + uy / cosine * (z_hit - z)

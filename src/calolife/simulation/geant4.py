@@ -23,6 +23,7 @@ from calolife.detector.layers import LayeredCalorimeter
 from calolife.detector.materials import Material
 from calolife.errors import FileFormatError, MissingExtraError
 from calolife.showers.events import Showers
+from calolife.showers.splitmix import next_state
 from calolife.simulation.engines import check_request
 from calolife.simulation.particles import PDG, Particles
 
@@ -305,16 +306,8 @@ def _random_indices(particles: Particles, *, first: int) -> NDArray[np.uint64]:
     begin = np.searchsorted(particles.shower, particles.shower)  # first particle of the same shower
     place = np.arange(particles.n_particles) - begin
     number = (particles.shower + first).astype(np.uint64)
-    state = _mixed(_mixed(number + np.uint64(_STREAM)) + place.astype(np.uint64))
-    return np.stack([_mixed(state), _mixed(~state)], axis=1)
-
-
-def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    # splitmix64: G. Steele, D. Lea and C. Flood, OOPSLA 2014
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))
+    state = next_state(next_state(number + np.uint64(_STREAM)) + place.astype(np.uint64))
+    return np.stack([next_state(state), next_state(~state)], axis=1)
 
 
 def _cells(

@@ -84,6 +84,7 @@ def _point(state, cells, z_edges, slabs, needs_hydrogen, forward, grid, touched,
 def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     # break-up of a nucleus with `available` MeV
     size = (st.slabs[s].a / 64.0) ** c.h_a_power
+    many = (st.slabs[s].a / 64.0) ** c.h_slow_a
     bound = min(c.h_bind * size ** 0.5, 0.7) * available
     budget[3] += bound
     left = available - bound
@@ -101,7 +102,7 @@ def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y
             n = _push(waiting, n, kind, t, x, y, z, vx, vy, vz)
     # slow neutrons thermalise and leave recoil protons; nuclear photons leave electrons
     scale = 8.96 / st.slabs[s].density  # reach is fitted in copper
-    for _ in range(poisson(state, c.h_slow * st.slabs[s].organic_share * size * available / 100.0)):
+    for _ in range(poisson(state, c.h_slow * st.slabs[s].organic_share * many * available / 100.0)):
         recoil = c.h_slow_mev * math.exp(c.h_slow_shape * normal(state))
         n_touched = _point(
             state, st.cells, st.z, st.slabs, True, c.h_point_forward, grid, touched, n_touched, x, y, z, uz,
@@ -116,6 +117,14 @@ def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y
 
 
 @njit
+def _neutral_pion(state, c, st, grid, touched, n_touched, energy, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
+    # two photons; an isotropic decay shares the energy evenly between 0 and 1. Their angle is left to h_pt
+    share = uniform(state)
+    n_touched = electromagnetic_shower(state, c, st, grid, touched, n_touched, share * energy, True, x, y, z, ux, uy, uz, budget)
+    return electromagnetic_shower(state, c, st, grid, touched, n_touched, (1.0 - share) * energy, True, x, y, z, ux, uy, uz, budget)
+
+
+@njit
 def _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, x, y, z, ux, uy, uz, budget):  # type: ignore[no-untyped-def]
     s = find_slab(st.z, z)
     if energy < c.h_low:
@@ -126,9 +135,7 @@ def _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, 
                 part = energy * (0.5 + 0.5 * uniform(state))
                 cosine = _isotropic(state, 0.95)
                 vx, vy, vz = _turn(state, cosine, ux, uy, uz)
-                n_touched = electromagnetic_shower(
-                    state, c, st, grid, touched, n_touched, part + _PION_MEV, True, x, y, z, vx, vy, vz, budget
-                )
+                n_touched = _neutral_pion(state, c, st, grid, touched, n_touched, part + _PION_MEV, x, y, z, vx, vy, vz, budget)
                 available = energy - part
             elif draw < c.h_exchange + c.h_scatter:  # the pion comes out again
                 part = energy * (0.4 + 0.5 * uniform(state))
@@ -167,7 +174,7 @@ def _interact(state, c, st, grid, touched, n_touched, waiting, n, kind, energy, 
         vx, vy, vz = _turn(state, cosine, ux, uy, uz)
         draw = uniform(state)
         if draw < p_pi0:
-            n_touched = electromagnetic_shower(state, c, st, grid, touched, n_touched, max(e, 20.0), True, x, y, z, vx, vy, vz, budget)
+            n_touched = _neutral_pion(state, c, st, grid, touched, n_touched, max(e, 20.0), x, y, z, vx, vy, vz, budget)
             continue
         if i == 0 and kind != PION:
             n = _push(waiting, n, kind if uniform(state) < 0.6 else PROTON + NEUTRON - kind, e, x, y, z, vx, vy, vz)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import LayeredCalorimeter
+from calolife.showers.splitmix import GOLDEN, next_state, unit_interval
 from calolife.simulation.particles import PDG, Particles
 
 if TYPE_CHECKING:
@@ -146,7 +147,9 @@ def through_upstream(
     is_electromagnetic = np.isin(particles.pdg_id, list(charge_of))
     begin = np.searchsorted(particles.shower, particles.shower)
     place = np.arange(particles.n_particles) - begin
-    key = _mixed(_mixed(_mixed(np.full(place.shape, seed, np.uint64)) + _wide(particles.shower + first)) + _wide(place * 256 + _STREAM))
+    key = next_state(
+        next_state(next_state(np.full(place.shape, seed, np.uint64)) + _wide(particles.shower + first)) + _wide(place * 256 + _STREAM)
+    )
     nothing = np.zeros(particles.n_particles)
     tracks = _Tracks(
         np.array([charge_of.get(int(code), 0.0) for code in particles.pdg_id]), particles.energy_gev, nothing, nothing, nothing, nothing,
@@ -228,11 +231,11 @@ def _transport(tracks: _Tracks, eta: FloatArray, depth: FloatArray, radius_mm: f
         y = np.exp(-u * log_range)
         radiates = charged & (v < 1.0 - y + 0.75 * y**2)
         part = t.energy_gev * np.where(charged, np.where(radiates, y, 0.0), np.interp(u, _PAIR_CUMULATIVE, _PAIR_SHARE))
-        key = _mixed(t.key + np.uint64(1))
+        key = next_state(t.key + np.uint64(1))
         after = t._replace(energy_gev=t.energy_gev - part, key=key, charge=np.where(charged, t.charge, -1.0), is_first=t.is_first & charged)
         born = radiates | ~charged
         new = t._replace(
-            energy_gev=part, key=_mixed(key ^ np.uint64(0xD1B54A32D192ED03)), charge=np.where(charged, 0.0, 1.0),
+            energy_gev=part, key=next_state(key ^ np.uint64(0xD1B54A32D192ED03)), charge=np.where(charged, 0.0, 1.0),
             is_first=np.zeros_like(born),
         ).at(born)  # fmt: skip
         tracks = _Tracks._make(np.concatenate(pair) for pair in zip(after, new, strict=True))
@@ -297,16 +300,7 @@ def _turned(direction: FloatArray, axis: FloatArray) -> FloatArray:
 
 def _uniform(key: KeyArray, draw: int) -> FloatArray:
     """Numbers in (0, 1) that depend on the key and the draw."""
-    bits = _mixed(key + np.uint64((draw + 1) * 0x9E3779B97F4A7C15 % 2**64))
-    return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
-
-
-def _mixed(x: KeyArray) -> KeyArray:
-    # splitmix64: G. Steele, D. Lea and C. Flood, OOPSLA 2014
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))
+    return unit_interval(next_state(key + np.uint64((draw + 1) * GOLDEN % 2**64)))
 
 
 def _wide(values: IntArray) -> KeyArray:
