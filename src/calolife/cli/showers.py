@@ -90,6 +90,10 @@ def simulate(
     if is_file := detector not in preset_names():
         asked["options"]["detector"] = str(source.resolve())
     asked["detector_digest"] = calorimeter.digest  # parts of two detectors must not meet in one run
+    if engine == "fast":
+        from calolife.simulation.fast import engine_digest
+
+        asked["engine_digest"] = engine_digest()  # nor parts made before and after a change of the engine
     inputs = [source] if is_file else []
     with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet, rate=True) as report:
         parts = run.path / "parts"

@@ -19,9 +19,9 @@ from calolife.simulation.particles import PDG, Particles
 from calolife.simulation.random import landau_table, start_stream
 from calolife.simulation.stack import build_stack
 
-__all__ = ["simulate_fast"]
+__all__ = ["engine_digest", "simulate_fast"]
 
-_COMPILED = ("random", "electromagnetic", "hadronic", "fast")
+_COMPILED = ("random", "electromagnetic", "hadronic", "fast", "stack")
 _ELECTRON, _PHOTON = -1, -2
 _KIND = {
     "e-": _ELECTRON, "e+": _ELECTRON, "gamma": _PHOTON, "pi-": PION, "pi+": PION, "proton": PROTON, "neutron": NEUTRON,
@@ -143,9 +143,14 @@ def _entry(detector: LayeredCalorimeter | CrystalCalorimeter, particles: Particl
     return np.column_stack([*flat, np.minimum(z, detector.length_mm)])
 
 
+def engine_digest() -> str:
+    """What the showers of this engine depend on besides their arguments: its source and its constants, 16 hex digits."""
+    return f"{_digest_of_sources():08x}{zlib.crc32(repr(load_constants()).encode()):08x}"
+
+
 def _digest_of_sources() -> int:
     # numba watches the file of a cached function only, not the files of what it calls
-    text = "".join(resources.files(__package__).joinpath(f"{name}.py").read_text(encoding="utf-8") for name in _COMPILED)
+    text = "".join(resources.files("calolife.simulation").joinpath(f"{name}.py").read_text(encoding="utf-8") for name in _COMPILED)
     return zlib.crc32(text.encode())
 
 

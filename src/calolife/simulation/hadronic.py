@@ -198,7 +198,8 @@ def _travel(state, c, st, table, grid, touched, n_touched, waiting, n, kind, ene
         edge = st.z[s + 1] if uz > 0.0 else st.z[s]
         step = (edge - z) / uz if abs(uz) > 1e-6 else 1e6
         step = max(step, 0.0)
-        stretch = c.h_lambda_pion if kind == PION else c.h_lambda_nucleon
+        # pions are smaller than nucleons, which matters less in large nuclei: PDG gives 1.35, 1.21 and 1.13 in polystyrene, Cu and Pb
+        stretch = c.h_lambda_pion * (64.0 / st.slabs[s].a) ** 0.06 if kind == PION else c.h_lambda_nucleon
         if energy < 100.0 and kind != NEUTRON:
             stretch = 5.0  # the Coulomb barrier: few inelastic collisions below 100 MeV
         mean_free = st.slabs[s].lambda_mm * stretch
