@@ -90,7 +90,8 @@ STAGES = (
         "em-homogeneous",
         "electromagnetic",
         scaled=(
-            "em_t1", "em_a1", "em_st1_h", "em_sa1_h", "em_core", "em_tail", "em_loss_share", "em_loss_order", "em_nuclear_rate",
+            "em_t1", "em_a1", "em_st1_h", "em_sa1_h", "em_core", "em_tail", "em_radius_e",
+            "em_loss_share", "em_loss_order", "em_loss_growth", "em_nuclear_rate",
             "em_nuclear_mev",
         ),
         shifted=("em_t0", "em_a0", "em_st0_h", "em_sa0_h", "em_t_photon", "em_a_photon"),
@@ -108,7 +109,7 @@ STAGES = (
         "hadronic",
         scaled=(
             "h_exchange", "h_scatter", "h_star", "h_star_a", "h_star_shape", "h_mult", "h_lead", "h_share", "h_exchange_high", "h_pi0",
-            "h_pt", "h_baryon", "h_lambda_pion", "h_lambda_nucleon", "h_a_power", "h_bind", "h_proton",
+            "h_pt", "h_baryon", "h_lambda_pion", "h_lambda_nucleon", "h_a_power", "h_slow_a", "h_bind", "h_proton",
             "h_proton_mev", "h_neutron", "h_neutron_mev", "h_forward", "h_slow", "h_slow_mm", "h_slow_mev", "h_slow_quench", "h_gamma",
             "h_gamma_mm", "h_gamma_mev", "h_slow_shape", "h_gamma_shape", "h_delta", "h_delta_mm",
             "h_point_forward",
