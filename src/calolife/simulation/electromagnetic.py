@@ -123,8 +123,9 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     p1, p2, p3 = 2.632 - 0.00094 * charge, 0.401 + 0.00187 * charge, 1.313 - 0.0686 * log_e
     moliere = st.slabs[s].moliere
     widening = 1.0 + c.em_radius_e * log_e
-    alone = (2.0 if is_photon else 1.0) * critical / energy  # the first tracks ionise before they multiply
+    alone = critical / energy  # an electron ionises before it multiplies
     seen = 0.0
+    entered = energy
     n_active = len(st.slab)
     k = np.searchsorted(st.slab, s)
     if not forward and (k == n_active or st.slab[k] > s):
@@ -153,8 +154,10 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
                 + 4.0 * _profile(0.5 * (middle + b), alpha, rate, log_norm)
                 + _profile(b, alpha, rate, log_norm)
             ) / 12.0
-        if middle < 0.5 * t_max:
-            mean_density = max(mean_density, alone)
+        if not is_photon and middle < 0.5 * t_max and mean_density < alone:
+            ahead = energy * (alone - mean_density) * (b - a_in)
+            mean_density = alone
+            energy -= ahead  # deposited before the profile says so: the rest of the shower has it no more
         is_sampling = st.parts[k].fraction < 0.999999
         if is_sampling:
             mean = energy * mean_density * period * st.parts[k].fraction * st.parts[k].emip
@@ -195,6 +198,7 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
             seen += v
         k += 1 if forward else -1
     budget[0] += seen
+    energy = entered  # what was moved ahead is still the shower's
     if st.slabs[s].frequency == 0.0 and st.parts[0].fraction > 0.999999:
         budget[2] += energy * inside - seen  # no passive material: what no cell holds left through the sides
     else:
