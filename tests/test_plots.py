@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from calolife.plots import plot_coverage, plot_forecast, plot_horizon, plot_lengths, plot_mape, plot_response
+from calolife.plots import plot_coverage, plot_forecast, plot_horizon, plot_lengths, plot_mape, plot_response, plot_visible
 from calolife.transparency.backtest import BacktestResult, backtest
 from calolife.transparency.baselines import fit_persistence
 from calolife.transparency.history import Forecast, TransparencyHistory
@@ -103,3 +103,20 @@ def test_nothing_to_draw_is_an_error(draw, message: str) -> None:
 def test_forecast_plot_of_a_stranger_names_the_crystals_there_are(toy_history: TransparencyHistory, forecast: Forecast) -> None:
     with pytest.raises(ValueError, match=r"crystal 7 .* pick one of \[54000, 54001, 54002\]"):
         plot_forecast(next(toy_history.of_year(2017)), forecast, xtal_id=7)
+
+
+def test_visible_energy_of_a_range_is_drawn_as_a_fraction_for_each_particle() -> None:
+    energy_gev = np.linspace(1.0, 10.0, 100)
+    is_pion = np.arange(100) < 40
+    visible_mev = 1e3 * energy_gev * np.where(is_pion, 0.5, 0.9) + np.tile([-10.0, 10.0], 50)
+    ax = plot_visible(visible_mev, energy_gev=energy_gev, of_particle={"pi-": is_pion, "e-": ~is_pion}, title="for $x^$")
+    ax.figure.canvas.draw()
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [label.split("\n")[0] for label in labels] == ["40 pi- showers", "60 e- showers"]
+    assert ax.get_xlabel().startswith("Visible over incident energy")
+    assert "MeV" not in ax.get_xlabel() + ax.get_ylabel()
+
+
+def test_the_legend_gives_all_numbers_to_the_digit_of_the_error() -> None:
+    ax = plot_visible(np.tile([2501.04, 2521.04], 200))
+    assert ax.get_legend().get_texts()[0].get_text() == "400 showers\nmean 2511.0 $\\pm$ 0.5 MeV, rms 10.0 MeV"

@@ -301,12 +301,24 @@ def plot_coverage(scores: Sequence[Score], *, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_visible(visible_mev: NDArray[np.float64], *, ax: Axes | None = None) -> Axes:
-    """Histogram of the visible energy of showers.
+def plot_visible(
+    visible_mev: NDArray[np.float64],
+    *,
+    energy_gev: NDArray[np.float64] | None = None,
+    of_particle: Mapping[str, NDArray[np.bool_]] | None = None,
+    title: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Histogram of the visible energy of showers, or of its part of the incident energy.
 
     Parameters
     ----------
     visible_mev : float array, (shower,) [MeV]
+    energy_gev : float array, (shower,), optional [GeV]
+        Incident energies. If given, E_vis / E is drawn: the spread of the beam is not that of the showers.
+    of_particle : mapping of str to bool array, (shower,), optional
+        Showers of each particle, one histogram each.
+    title : str
     ax : Axes, optional
 
     Returns
@@ -321,19 +333,37 @@ def plot_visible(visible_mev: NDArray[np.float64], *, ax: Axes | None = None) ->
     if not visible_mev.size:
         raise ValueError("no showers to draw; simulate some first")
     ax = _axes(ax)
-    count, edges = visible_histogram(visible_mev)
-    label = f"{visible_mev.size} showers\nmean {visible_mev.mean():.5g} MeV\nrms {visible_mev.std():.3g} MeV"
-    ax.stairs(count, edges, color=_COLOURS[0], lw=1.6, fill=False, label=label)
-    ax.stairs(count, edges, color=_COLOURS[0], alpha=0.15, fill=True)
-    ax.set_ylim(0, 1.3 * count.max())
-    ax.set_xlabel(r"Visible energy $E_{\mathrm{vis}}$ [MeV]")
-    ax.set_ylabel(f"Showers / {edges[1] - edges[0]:.3g} MeV")
+    value, unit = (visible_mev, " MeV") if energy_gev is None else (visible_mev / (1e3 * energy_gev), "")
+    _, edges = visible_histogram(value)
+    highest = 0
+    parts = {"": np.ones(value.size, dtype=np.bool_)} if of_particle is None or len(of_particle) < 2 else of_particle
+    for i, (name, is_part) in enumerate(parts.items()):
+        part = value[is_part]
+        count, _ = np.histogram(part, edges)
+        highest = max(highest, int(count.max()))
+        label = f"{part.size} {name} showers".replace("  ", " ") + f"\n{_mean_and_rms(part, unit)}"
+        ax.stairs(count, edges, color=_COLOURS[i % len(_COLOURS)], lw=1.6, fill=False, label=label)
+        ax.stairs(count, edges, color=_COLOURS[i % len(_COLOURS)], alpha=0.15, fill=True)
+    ax.set_ylim(0, 1.3 * highest)
+    ax.set_xlabel(r"Visible energy $E_{\mathrm{vis}}$ [MeV]" if unit else r"Visible over incident energy $E_{\mathrm{vis}} / E$")
+    ax.set_ylabel(f"Showers / {edges[1] - edges[0]:.3g}{unit}")
+    ax.set_title(title, fontsize="medium", parse_math=False)
     ax.legend(frameon=False)
     return ax
 
 
+def _mean_and_rms(value: NDArray[np.float64], unit: str) -> str:
+    """Mean with its standard error, and rms, all to the error's first digit."""
+    mean, rms = float(value.mean()), float(value.std())
+    if not rms > 0:
+        return f"mean {mean:.4g}{unit}"
+    error = rms / np.sqrt(value.size)
+    n = max(0, -int(np.floor(np.log10(error))))
+    return rf"mean {mean:.{n}f} $\pm$ {error:.{n}f}{unit}, rms {rms:.{n}f}{unit}"
+
+
 def visible_histogram(visible_mev: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Counts and bin edges [MeV] that `plot_visible` draws."""
+    """Counts and bin edges [MeV] that `plot_visible` draws; of E_vis / E, if given those."""
     low, high = float(visible_mev.min()), float(visible_mev.max())
     if not high > low:
         low, high = low - 0.5, high + 0.5
@@ -342,13 +372,14 @@ def visible_histogram(visible_mev: NDArray[np.float64]) -> tuple[NDArray[np.int6
     return count, edges
 
 
-def plot_layer_profile(mean_mev: NDArray[np.float64], error_mev: NDArray[np.float64], *, ax: Axes | None = None) -> Axes:
+def plot_layer_profile(mean_mev: NDArray[np.float64], error_mev: NDArray[np.float64], *, title: str = "", ax: Axes | None = None) -> Axes:
     """Mean visible energy of each active layer.
 
     Parameters
     ----------
     mean_mev, error_mev : float array, (layer,) [MeV]
         The mean over showers, and its standard error.
+    title : str
     ax : Axes, optional
 
     Returns
@@ -362,6 +393,7 @@ def plot_layer_profile(mean_mev: NDArray[np.float64], error_mev: NDArray[np.floa
     ax.set_ylim(bottom=0)
     ax.set_xlabel("Active layer, 0 nearest the beam")
     ax.set_ylabel(r"Mean visible energy $\langle E_{\mathrm{layer}} \rangle$ [MeV]")
+    ax.set_title(title, fontsize="medium", parse_math=False)
     return ax
 
 

@@ -121,3 +121,22 @@ def test_impossible_crystals_are_refused(change: dict[str, object], says: str) -
     good = CrystalCalorimeter("good", material("G4_PbWO4"), (1, 2), 3)
     with pytest.raises(ValueError, match=says):
         replace(good, **change)
+
+
+def test_crystals_are_printed_in_one_line(barrel: CrystalCalorimeter) -> None:
+    assert repr(barrel) == "CrystalCalorimeter('cms-barrel', 170 x 360 crystals, 23 cm, 25.8 X0)"
+
+
+@pytest.mark.parametrize(
+    ("change", "has_gaps"),
+    [
+        ({}, False),
+        ({"gap_mm": 0.35}, True),
+        ({"eta_module_gap_mm": 6.0}, False),  # no module ends
+        ({"eta_module_gap_mm": 6.0, "eta_module_ends": (1,)}, True),
+        ({"phi_module_gap_mm": 6.0, "phi_module_crystals": 3}, False),  # behind the last column
+        ({"phi_module_gap_mm": 6.0, "phi_module_crystals": 3, "is_phi_periodic": True}, True),
+    ],
+)
+def test_gaps_are_between_crystals(change: dict[str, object], has_gaps: bool) -> None:
+    assert CrystalCalorimeter("small", material("G4_PbWO4"), (1, 2), 3, **change).has_gaps is has_gaps

@@ -228,3 +228,16 @@ def test_a_name_stands_for_one_material(pair: tuple[Material, Material]) -> None
     calo = LayeredCalorimeter("mine", (), 100.0, 100.0).add_layer(pair[0], 2.0, is_active=True)
     with pytest.raises(ValueError, match="is already there with other numbers; give yours another name"):
         calo.add_layer(pair[1], 2.0)
+
+
+def test_a_layer_is_added_as_a_layer_or_by_its_parts() -> None:
+    empty, layer = LayeredCalorimeter("mine", (), 100.0, 100.0), Layer(material("G4_Si"), 0.3, True, (2, 2), "em")
+    assert empty.add_layer(layer) == empty.add_layer("G4_Si", 0.3, is_active=True, cells=(2, 2), section="em")
+    with pytest.raises(TypeError, match="a Layer has its own thickness"):
+        empty.add_layer(layer, 2.0)
+    with pytest.raises(TypeError, match="a material needs its thickness_mm"):
+        empty.add_layer("G4_Si")
+
+
+def test_a_calorimeter_is_printed_in_one_line() -> None:
+    assert repr(load_detector("pb-scint-60")) == "LayeredCalorimeter('pb-scint-60', 120 layers, 150000 cells, 24 cm, 21.7 X0)"

@@ -46,6 +46,19 @@ def test_a_digitised_run_repeats_itself_with_config(stored: Path, tmp_path: Path
     assert (tmp_path / "a" / "showers.h5").read_bytes() == (tmp_path / "b" / "showers.h5").read_bytes()
 
 
+def test_the_energy_of_hot_cells_needs_hot_cells(stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["showers", "digitise", str(stored), *READOUT, "--quiet"]
+    assert main([*command, "--hot-mev", "2", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "name some with --hot, or drop it" in error
+    assert error.count("\n") == 1
+    assert main([*command, "--hot", "5", "--hot-mev", "2", "--out", str(tmp_path / "hot")]) == 0
+    assert main([*command, "--config", str(tmp_path / "hot"), "--out", str(tmp_path / "again")]) == 0
+    assert read_run(tmp_path / "again").config["options"]["hot_mev"] == 2
+    assert main([*command, "--out", str(tmp_path / "cold")]) == 0
+    assert "hot_mev" not in read_run(tmp_path / "cold").config["options"]
+
+
 def test_info_counts_what_is_there(stored: Path, pions: Showers, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["showers", "info", str(stored), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -74,6 +74,34 @@ def test_a_run_holds_showers_metrics_and_plots_with_their_numbers(
     assert (tmp_path / "again" / "showers.h5").read_bytes() == (tmp_path / "run" / "showers.h5").read_bytes()
 
 
+def test_crystals_with_gaps_are_hit_at_an_angle_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["showers", "simulate", "pbwo4-5x5", "-n", "20", "--energy", "1:2"]
+    assert main([*command, "--out", str(tmp_path / "tilted")]) == 0
+    assert "come in at 3 degrees" in capsys.readouterr().err
+    assert read_run(tmp_path / "tilted").config["options"]["angle_deg"] == "3"
+    cos_angle = read_showers(tmp_path / "tilted" / "showers.h5").direction[:, 2]
+    np.testing.assert_allclose(cos_angle, np.cos(np.radians(3.0)), rtol=1e-6)
+    assert main([*command, "--angle-deg", "0", "--out", str(tmp_path / "straight")]) == 0
+    assert main([*command, "--config", str(tmp_path / "straight"), "--out", str(tmp_path / "again")]) == 0
+    assert main([*command, "--quiet", "--out", str(tmp_path / "silent")]) == 0
+    assert "degrees" not in capsys.readouterr().err
+    assert (read_showers(tmp_path / "again" / "showers.h5").direction[:, 2] == 1).all()
+    head = (tmp_path / "again" / "plots" / "visible_energy.csv").read_text().split()[0]
+    assert head == "from_fraction,to_fraction,showers"
+
+
+def test_a_fast_run_from_before_names_what_belongs_to_geant4(detector: str, tmp_path: Path) -> None:
+    run, old = tmp_path / "run", tmp_path / "old.json"
+    command = ["showers", "simulate", detector, "-n", "20", "--quiet"]
+    assert main([*command, "--out", str(run)]) == 0
+    config = json.loads((run / "config.json").read_text())
+    assert not {"physics", "cut_mm"} & set(config["options"])
+    config["options"] |= {"physics": "FTFP_BERT", "cut_mm": 0.7}
+    old.write_text(json.dumps(config), encoding="utf-8")
+    assert main([*command, "--config", str(old), "--out", str(tmp_path / "again")]) == 0
+    assert (run / "showers.h5").read_bytes() == (tmp_path / "again" / "showers.h5").read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "workers"), [(signal.SIGKILL, 2), (signal.SIGINT, 1), (signal.SIGINT, 2)], ids=["kill-2", "int-1", "int-2"]
@@ -175,8 +203,9 @@ def test_a_damaged_part_is_removed_and_made_again(tmp_path: Path) -> None:
         ("pbwo4-5x5 --birks maybe", "--birks 'maybe' is not on or off"),
         ("pbwo4-5x5 --engine geant4 --physics QGSP", "physics list 'QGSP' is not one of FTFP_BERT, QGSP_BERT"),
         ("pbwo4-5x5 --engine geant4 --cut-mm 0", "cut_mm = 0; the production cut must be finite and > 0"),
-        ("pbwo4-5x5 --physics QGSP", "physics list 'QGSP' is not one of FTFP_BERT, QGSP_BERT"),
-        ("pbwo4-5x5 --cut-mm nan", "cut_mm = nan; the production cut must be finite and > 0"),
+        ("pbwo4-5x5 --engine geant4 --cut-mm nan", "cut_mm = nan; the production cut must be finite and > 0"),
+        ("pbwo4-5x5 --physics FTFP_BERT", "--physics belongs to --engine geant4"),
+        ("pbwo4-5x5 --cut-mm 0.7 --engine fast", "--cut-mm belongs to --engine geant4"),
         ("pbwo4-5x5 --seed 99999999999999999999", "the seed below 2^63"),
         ("pbwo4-5x5 --beam-spot-mm 1e20", "beam_spot_mm = 1e+20"),
         ("pbwo4-5x5 --particle electron", "unknown particle 'electron'; did you mean 'e-'?"),

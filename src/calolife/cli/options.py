@@ -26,6 +26,7 @@ __all__ = [
     "Report",
     "Seed",
     "Workers",
+    "is_typed",
     "parse_duration",
     "parse_numbers",
     "parse_time",
@@ -194,6 +195,12 @@ def pick_device(name: str) -> str:
     if name == "cuda":
         raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     return "cpu"
+
+
+def is_typed(ctx: typer.Context, name: str) -> bool:
+    """Whether the option stands on the command line; one of `--config` or a default does not."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def used_options(ctx: typer.Context) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from calolife.cli.options import (
     Quiet,
     Seed,
     Workers,
+    is_typed,
     print_json,
     progress_bar,
     say,
@@ -24,9 +25,11 @@ from calolife.cli.options import (
 
 if TYPE_CHECKING:
     from calolife.runs import Metric, Run
-    from calolife.simulation.production import Summary
+    from calolife.simulation.production import Production, Summary
 
 __all__ = ["simulate"]
+
+_CRYSTAL_TILT_DEG = "3"  # source: CMS, JINST 3 (2008) S08004: crystal axes are tilted by 3 degrees off the vertex
 
 
 def simulate(
@@ -46,7 +49,11 @@ def simulate(
         typer.Option("--position-mm", help="Centre of the beam, X:Y; the face's centre if not given, a barrel is hit all over.",
                      show_default=False),
     ] = None,
-    angle_deg: Annotated[str, typer.Option("--angle-deg", help="Angle to the z axis in degrees: 5, or 0:10 for a flat range.")] = "0",
+    angle_deg: Annotated[
+        str | None,
+        typer.Option("--angle-deg", help="Angle to the z axis in degrees: 5, or 0:10 for a flat range; if not given 0, and 3 for crystals "
+                     "with gaps.", show_default=False),
+    ] = None,
     engine: Annotated[str, typer.Option("--engine", help="fast or geant4.")] = "fast",
     birks: Annotated[str, typer.Option("--birks", help="Quench scintillation light: on or off.")] = "on",
     physics: Annotated[str, typer.Option("--physics", help="Physics list, geant4 only: FTFP_BERT or QGSP_BERT.")] = "FTFP_BERT",
@@ -62,6 +69,7 @@ def simulate(
     """Simulate showers. Run again after a stop, it goes on."""
     import shutil
 
+    from calolife.detector.crystals import CrystalCalorimeter
     from calolife.detector.presets import load_detector, preset_names
     from calolife.runs import log, new_run, write_metrics
     from calolife.showers.files import iter_showers, write_showers
@@ -69,7 +77,14 @@ def simulate(
 
     if birks not in ("on", "off"):
         raise ValueError(f"--birks {birks!r} is not on or off")
+    if engine == "fast":
+        for name, option in (("physics", "--physics"), ("cut_mm", "--cut-mm")):
+            if is_typed(ctx, name):
+                raise ValueError(f"{option} belongs to --engine geant4, and the engine is fast; drop it, or add --engine geant4")
     calorimeter = load_detector(detector)
+    is_tilted = angle_deg is None and isinstance(calorimeter, CrystalCalorimeter) and calorimeter.has_gaps
+    if angle_deg is None:
+        angle_deg = _CRYSTAL_TILT_DEG if is_tilted else "0"
     production = Production(
         calorimeter,
         n,
@@ -86,6 +101,9 @@ def simulate(
     )
     asked = used_options(ctx)
     del asked["options"]["workers"]  # the showers do not depend on it: an unfinished run may go on with another number
+    asked["options"]["angle_deg"] = angle_deg
+    if engine == "fast":  # they change nothing in it
+        del asked["options"]["physics"], asked["options"]["cut_mm"]
     source = Path(detector)
     if is_file := detector not in preset_names():
         asked["options"]["detector"] = str(source.resolve())
@@ -96,6 +114,9 @@ def simulate(
         asked["engine_digest"] = engine_digest()  # nor parts made before and after a change of the engine
     inputs = [source] if is_file else []
     with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet, rate=True) as report:
+        if is_tilted:
+            say(f"{calorimeter.name} has gaps along its crystals: particles come in at {angle_deg} degrees; --angle-deg 0 shoots straight",
+                quiet=quiet)  # fmt: skip
         parts = run.path / "parts"
         if run.is_resumed and any(parts.glob("*.h5")):
             say(f"taking up {len(list(parts.glob('*.h5')))} finished parts", quiet=quiet)
@@ -104,7 +125,7 @@ def simulate(
         summary = summarise(iter_showers(run.path / "showers.h5", chunk=production.part_size))
         metrics = _metrics(summary)
         write_metrics(run, metrics)
-        _plot(run, summary)
+        _plot(run, summary, production)
         shutil.rmtree(parts)
         log(run, f"simulated {n} showers with {engine}")
     if as_json:
@@ -126,19 +147,29 @@ def _metrics(summary: Summary) -> dict[str, Metric]:
     return {name: Metric(scale * value, scale * error, unit, summary.n) for name, ((value, error), scale, unit) in numbers.items()}
 
 
-def _plot(run: Run, summary: Summary) -> None:
+def _plot(run: Run, summary: Summary, production: Production) -> None:
+    import numpy as np
     import polars as pl
 
     from calolife.plots import plot_layer_profile, plot_visible, visible_histogram
     from calolife.runs import write_plot
+    from calolife.simulation.particles import PDG
 
-    count, edges = visible_histogram(summary.visible_mev)
-    numbers = pl.DataFrame({"from_mev": edges[:-1], "to_mev": edges[1:], "showers": count})
-    write_plot(run, "visible_energy", plot_visible(summary.visible_mev), numbers)
+    low, high = np.broadcast_to(production.energy_gev, 2)
+    energy = f"{low:g} GeV" if low == high else f"{low:g} to {high:g} GeV"
+    title = f"{production.detector.name}, {production.particle}, {energy}\n{production.engine} engine, seed {production.seed}"
+    name_of = {code: name for name, code in PDG.items()}
+    of_particle = {name_of[int(code)]: summary.pdg_id == code for code in np.unique(summary.pdg_id)}
+    energy_gev = None if low == high else summary.energy_gev
+    value, unit = (summary.visible_mev, "_mev") if energy_gev is None else (summary.visible_mev / (1e3 * energy_gev), "_fraction")
+    count, edges = visible_histogram(value)
+    numbers = pl.DataFrame({f"from{unit}": edges[:-1], f"to{unit}": edges[1:], "showers": count})
+    drawn = plot_visible(summary.visible_mev, energy_gev=energy_gev, of_particle=of_particle, title=title)
+    write_plot(run, "visible_energy", drawn, numbers)
     if summary.layer_mean_mev.size > 1:
         mean, error = summary.layer_mean_mev, summary.layer_error_mev
         table = pl.DataFrame({"layer": range(mean.size), "mean_mev": mean, "error_mev": error})
-        write_plot(run, "layer_profile", plot_layer_profile(mean, error), table)
+        write_plot(run, "layer_profile", plot_layer_profile(mean, error, title=title), table)
 
 
 def _range(text: str, *, what: str) -> float | tuple[float, float]:

@@ -16,6 +16,7 @@ from calolife.cli.options import (
     Quiet,
     Report,
     Seed,
+    is_typed,
     parse_numbers,
     print_json,
     print_table,
@@ -160,6 +161,8 @@ def digitise(
     readout = _readout(calo, light_yield, noise, threshold, saturation)
     if dead is not None and dead_fraction > 0:
         raise ValueError("--dead and --dead-fraction both name dead cells; give one of them")
+    if hot is None and is_typed(ctx, "hot_mev"):
+        raise ValueError("--hot-mev is the energy of hot cells and none is named; name some with --hot, or drop it")
     hot_cells = () if hot is None else parse_numbers(hot, what="--hot")
     # a cell named as hot is not drawn as dead
     drawn = [int(c) for c in draw_cells(calo, dead_fraction, seed=seed) if c not in hot_cells]
@@ -195,8 +198,11 @@ def digitise(
         say("the pileup is the sample itself: a shower may be laid over itself; another sample is better", quiet=quiet)
     if readout.noise_mev > 0 and readout.threshold_mev == 0:
         say(f"noise without a threshold: each of the {calo.n_cells} cells of every shower is written", quiet=quiet)
+    asked = used_options(ctx)
+    if hot is None:
+        del asked["options"]["hot_mev"]
     inputs = [data] if pileup is None else [data, pileup]
-    with new_run(out, config=used_options(ctx), seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet) as report:
+    with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet) as report:
         write_showers(run.path / SHOWERS_FILE, parts(report))
         n = hits.n
         metrics = {

@@ -20,7 +20,7 @@ _PHI_PER_CRYSTAL = 2 * math.pi / 360  # source: ibid., 360-fold in phi
 _MAX_CELLS = 2**31 - 1  # a cell's number is stored in 32 bits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CrystalCalorimeter:
     """Crystals side by side, the beam along their axes (+z), the front face at z = 0, x along eta, y along phi, centred on 0.
 
@@ -120,18 +120,24 @@ class CrystalCalorimeter:
         if any(not (math.isfinite(v) and v >= 0) for point in self.upstream_x0 for v in point) or eta != sorted(set(eta)):
             raise ValueError(f"{what}: upstream_x0 must be (abs(eta), X0) points, finite and >= 0, abs(eta) ascending")
 
+    def __repr__(self) -> str:
+        cells = f"{self.n_eta} x {self.n_phi} crystals"
+        return f"CrystalCalorimeter({self.name!r}, {cells}, {self.length_cm:.4g} cm, {self.depth_x0:.3g} X0)"
+
     # --- geometry
 
     @cached_property
     def x_edges_mm(self) -> FloatArray:
         """Lower and upper x of each row, (n_eta, 2) [mm], ascending with ieta."""
-        gaps = [self.eta_module_gap_mm if self._has_eta_gap(a, b) else self.gap_mm for a, b in zip(self.ieta, self.ieta[1:], strict=False)]
-        return _edges(gaps, self.crystal_size_mm)
+        return _edges(self._eta_gaps_mm(), self.crystal_size_mm)
 
     @cached_property
     def y_edges_mm(self) -> FloatArray:
         """Lower and upper y of each column, (n_phi, 2) [mm], ascending with iphi."""
         return _edges([self._phi_gap_mm(iphi) for iphi in range(1, self.n_phi)], self.crystal_size_mm)
+
+    def _eta_gaps_mm(self) -> list[float]:
+        return [self.eta_module_gap_mm if self._has_eta_gap(a, b) else self.gap_mm for a, b in zip(self.ieta, self.ieta[1:], strict=False)]
 
     def _has_eta_gap(self, lower: int, upper: int) -> bool:
         inner = 0 if lower < 0 < upper else min(abs(lower), abs(upper))
@@ -140,6 +146,12 @@ class CrystalCalorimeter:
     def _phi_gap_mm(self, iphi: int) -> float:
         is_module_end = self.phi_module_crystals > 0 and iphi % self.phi_module_crystals == 0
         return self.phi_module_gap_mm if is_module_end else self.gap_mm
+
+    @property
+    def has_gaps(self) -> bool:
+        """Some neighbours do not touch: a particle along the axes may fly through between them."""
+        last = self.n_phi if self.is_phi_periodic else self.n_phi - 1
+        return any(gap > 0 for gap in self._eta_gaps_mm()) or any(self._phi_gap_mm(iphi) > 0 for iphi in range(1, last + 1))
 
     @property
     def n_eta(self) -> int:

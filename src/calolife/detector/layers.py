@@ -131,7 +131,7 @@ class Section:
     sampling_fraction: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayeredCalorimeter:
     """Slabs one behind the other, the beam along +z, the front face at z = 0, x and y centred on 0.
 
@@ -182,25 +182,40 @@ class LayeredCalorimeter:
         if n_cells > _MAX_CELLS:
             raise ValueError(f"calorimeter {self.name}: {n_cells} cells are more than {_MAX_CELLS}; make them larger")
 
+    def __repr__(self) -> str:
+        cells = f"{self.n_layers} layers, {self.n_cells} cells"
+        return f"LayeredCalorimeter({self.name!r}, {cells}, {self.length_cm:.4g} cm, {self.depth_x0:.3g} X0)"
+
     # --- what it is made of
 
     def add_layer(
         self,
-        material_or_name: Material | str,
-        thickness_mm: float,
+        layer_or_material: Layer | Material | str,
+        thickness_mm: float | None = None,
         *,
         is_active: bool = False,
         cells: tuple[int, int] = (1, 1),
         section: str = "",
     ) -> LayeredCalorimeter:
-        """The calorimeter with one more layer behind the last.
+        """The calorimeter with one more layer behind the last: a `Layer`, or a material and what else a `Layer` takes.
+
+        Raises
+        ------
+        TypeError
+            A `Layer` and more, or a material without a thickness.
 
         Examples
         --------
         >>> LayeredCalorimeter("slab", (), 100.0, 100.0).add_layer("G4_PbWO4", 230.0, is_active=True).n_layers
         1
         """
-        of = material(material_or_name) if isinstance(material_or_name, str) else material_or_name
+        if isinstance(layer_or_material, Layer):
+            if (thickness_mm, is_active, tuple(cells), section) != (None, False, (1, 1), ""):
+                raise TypeError("add_layer: a Layer has its own thickness, cells and section; give it alone")
+            return self.add_period(1, layer_or_material)
+        if thickness_mm is None:
+            raise TypeError("add_layer: a material needs its thickness_mm; or give a Layer")
+        of = material(layer_or_material) if isinstance(layer_or_material, str) else layer_or_material
         return self.add_period(1, Layer(of, thickness_mm, is_active, cells, section))
 
     def add_period(self, n: int, *layers: Layer) -> LayeredCalorimeter:

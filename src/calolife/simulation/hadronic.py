@@ -85,7 +85,7 @@ def _star(state, c, st, grid, touched, n_touched, waiting, n, available, s, x, y
     # break-up of a nucleus with `available` MeV
     size = (st.slabs[s].a / 64.0) ** c.h_a_power
     many = (st.slabs[s].a / 64.0) ** c.h_slow_a
-    bound = min(c.h_bind * size ** 0.5, 0.7) * available
+    bound = min(c.h_bind * size**0.5, 0.7) * available
     budget[3] += bound
     left = available - bound
     for kind, share, mean in ((PROTON, c.h_proton / size, c.h_proton_mev), (NEUTRON, c.h_neutron, c.h_neutron_mev)):

@@ -114,6 +114,9 @@ class Summary:
     n : int
         Showers.
     visible_mev : float array, (shower,) [MeV]
+    energy_gev : float array, (shower,) [GeV]
+        Incident kinetic energy.
+    pdg_id : int array, (shower,)
     visible_mev_mean, n_hits_mean : (float, float)
         Mean and its standard error.
     visible_fraction : (float, float)
@@ -126,6 +129,8 @@ class Summary:
 
     n: int
     visible_mev: FloatArray
+    energy_gev: FloatArray
+    pdg_id: NDArray[np.int32]
     visible_mev_mean: tuple[float, float]
     n_hits_mean: tuple[float, float]
     visible_fraction: tuple[float, float]
@@ -142,16 +147,18 @@ def summarise(chunks: Iterable[Showers]) -> Summary:
     The standard error of the resolution is that of a standard deviation, sqrt((kurtosis - 1) / 4n), with the sample's kurtosis;
     the error of the mean is small beside it and left out. Errors of a single shower are NaN.
     """
-    visible, energy, hits = [], [], []
+    visible, energy, particle, hits = [], [], [], []
     layer_sum, layer_square = np.zeros(1), np.zeros(1)
     for showers in chunks:
         visible.append(showers.visible_mev)
-        energy.append(1e3 * showers.energy_gev)
+        energy.append(showers.energy_gev)
+        particle.append(showers.pdg_id)
         hits.append(np.diff(showers.offsets))
         layer = showers.layer_energy_mev()
         layer_sum, layer_square = layer_sum + layer.sum(axis=0), layer_square + (layer**2).sum(axis=0)
     visible_mev = np.concatenate(visible)
-    n, fraction = visible_mev.size, visible_mev / np.concatenate(energy)
+    energy_gev = np.concatenate(energy)
+    n, fraction = visible_mev.size, visible_mev / (1e3 * energy_gev)
     mean, resolution, error = float(fraction.mean()), np.nan, np.nan
     if n > 1 and fraction.std() > 0:
         resolution = float(fraction.std(ddof=1)) / mean
@@ -159,7 +166,8 @@ def summarise(chunks: Iterable[Showers]) -> Summary:
         error = resolution * float(np.sqrt(max(kurtosis - 1, 0) / (4 * n)))
     spread = np.sqrt(np.maximum(layer_square / n - (layer_sum / n) ** 2, 0.0))
     return Summary(
-        n, visible_mev, _mean(visible_mev), _mean(np.concatenate(hits)), _mean(fraction), (resolution, error),
+        n, visible_mev, energy_gev, np.concatenate(particle),
+        _mean(visible_mev), _mean(np.concatenate(hits)), _mean(fraction), (resolution, error),
         layer_sum / n, spread / np.sqrt(n - 1) if n > 1 else np.full(layer_sum.size, np.nan),
     )  # fmt: skip
 

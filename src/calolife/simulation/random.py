@@ -125,7 +125,7 @@ def landau_table() -> np.ndarray:
     density = np.array([np.trapezoid(kernel * np.exp(-t * np.log(t) - v * t), t) / np.pi for v in x])
     density = np.clip(density, 0.0, None)
     cumulative = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]) * np.diff(x))])
-    cumulative += (np.arange(len(x)) * 1e-15)  # strictly rising: it is inverted below
+    cumulative += np.arange(len(x)) * 1e-15  # strictly rising: it is inverted below
     quantiles = np.interp(np.linspace(0.0, _LANDAU_LAST, _LANDAU_POINTS), cumulative, x)
     return np.asarray(quantiles - x[np.argmax(density)])
 
