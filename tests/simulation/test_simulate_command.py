@@ -128,7 +128,7 @@ def test_a_stopped_run_goes_on_to_the_same_file(detector: str, engine: str, how:
         process.kill()
     assert not (tmp_path / "run").exists()
     if how is signal.SIGINT:
-        assert process.returncode == 130
+        assert process.returncode == 130, error
         assert error.count("\n") == 1, error
         assert "interrupted; unfinished work is kept in" in error
     # a worker sees that its parent has gone once Geant4 lets go of its batch

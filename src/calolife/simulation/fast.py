@@ -72,10 +72,19 @@ def simulate_fast(
     assert particles.shower is not None
     bounds = np.searchsorted(particles.shower, np.arange(n + 1))
     position = _entry(detector, particles)
-    counts, cell, energy, budget = _run(
-        stack, _record(constants), landau_table(), int(detector.n_cells), bounds, kind, 1000.0 * particles.energy_gev, position,
-        particles.direction, np.uint64(seed), first,
-    )  # fmt: skip
+    try:
+        counts, cell, energy, budget = _run(
+            stack, _record(constants), landau_table(), int(detector.n_cells), bounds, kind, 1000.0 * particles.energy_gev, position,
+            particles.direction, np.uint64(seed), first,
+        )  # fmt: skip
+    except SystemError as error:
+        # numba hands results over through Python code; Ctrl-C that lands there comes out wrapped
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise KeyboardInterrupt from None
     incident = particles.incident()
     entered = 1000.0 * np.bincount(particles.shower, particles.energy_gev, n)
     active, passive, leaked, invisible = budget.T
