@@ -114,9 +114,6 @@ def simulate(
         asked["engine_digest"] = engine_digest()  # nor parts made before and after a change of the engine
     inputs = [source] if is_file else []
     with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet, rate=True) as report:
-        if is_tilted:
-            say(f"{calorimeter.name} has gaps along its crystals: particles come in at {angle_deg} degrees; --angle-deg 0 shoots straight",
-                quiet=quiet)  # fmt: skip
         parts = run.path / "parts"
         if run.is_resumed and any(parts.glob("*.h5")):
             say(f"taking up {len(list(parts.glob('*.h5')))} finished parts", quiet=quiet)
@@ -128,6 +125,9 @@ def simulate(
         _plot(run, summary, production)
         shutil.rmtree(parts)
         log(run, f"simulated {n} showers with {engine}")
+    if is_tilted:  # told at the end: what goes wrong before is one line of its own
+        say(f"{calorimeter.name} has gaps along its crystals: particles come in at {angle_deg} degrees; --angle-deg 0 shoots straight",
+            quiet=quiet)  # fmt: skip
     if as_json:
         print_json({"path": str(out), "n_showers": n, **{name: metric.value for name, metric in metrics.items()}})
         return
