@@ -163,6 +163,15 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
             mean = energy * mean_density * period * st.parts[k].fraction * st.parts[k].emip
         else:
             mean = energy * mean_density * (b - a_in)
+        if is_sampling:
+            spot = st.parts[k].spot
+            n_spots = poisson(state, mean / spot)
+        else:
+            spot = max(c.em_spot_homogeneous, energy / _MOST_SPOTS)
+            n_spots = int(mean / spot) + 1
+        if n_spots == 0:  # most layers of a small shower: nothing to spread
+            k += 1 if forward else -1
+            continue
         tau = middle / t_max
         core = z1 + z2 * tau
         tail = k1 * (math.exp(k3 * (tau - k2)) + math.exp(k4 * (tau - k2)))
@@ -173,12 +182,6 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         quench = 1.0 / (1.0 + st.slabs[layer_slab].birks * c.em_quench)
         z_hit = 0.5 * (st.z[layer_slab] + st.z[layer_slab + 1])
         x_axis, y_axis = x + ux / cosine * (z_hit - z), y + uy / cosine * (z_hit - z)
-        if is_sampling:
-            spot = st.parts[k].spot
-            n_spots = poisson(state, mean / spot)
-        else:
-            spot = max(c.em_spot_homogeneous, energy / _MOST_SPOTS)
-            n_spots = int(mean / spot) + 1
         rest = mean
         for i in range(n_spots):
             if is_sampling:
