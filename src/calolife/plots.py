@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from calolife.transparency.scores import HorizonScore, Score
 
 __all__ = [
+    "COLOURS",
+    "MARKERS",
+    "new_axes",
+    "plain_ticks",
     "plot_coverage",
     "plot_forecast",
     "plot_horizon",
@@ -27,8 +31,8 @@ __all__ = [
 ]
 
 # ten colours apart for every reader; source: M. Petroff, "Accessible Color Sequences for Data Visualization" (2021)
-_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
-_MARKERS = "osD^vP*X<>"
+COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
+MARKERS = "osD^vP*X<>"
 _DAY_S = 86400.0
 _GAP_S = 4 * _DAY_S  # chosen: a line over a longer gap would show readings that nobody took
 _ETA_PER_IETA = 0.0174  # barrel crystals in eta; source: CMS ECAL TDR (1997), 360 crystals in phi, 2 x 85 in eta up to 1.479
@@ -49,7 +53,7 @@ def plot_response(history: TransparencyHistory, *, ax: Axes | None = None) -> Ax
     -------
     Axes
     """
-    ax = _axes(ax, width=9.0)
+    ax = new_axes(ax, width=9.0)
     regions: dict[str, list[Block]] = {}
     for block in history.blocks:
         names = np.array([_region(int(i)) for i in block.ieta])
@@ -59,7 +63,7 @@ def plot_response(history: TransparencyHistory, *, ax: Axes | None = None) -> Ax
         day, response = _daily_response(regions[name])
         n = np.unique(np.concatenate([b.xtal_id for b in regions[name]])).size
         label = f"{name} ({n} crystal{'s' * (n != 1)})"
-        ax.plot(*_with_gaps(day * _DAY_S, response / response[0]), "-", marker=".", ms=2.5, color=_COLOURS[k % 10], lw=1.4, label=label)
+        ax.plot(*_with_gaps(day * _DAY_S, response / response[0]), "-", marker=".", ms=2.5, color=COLOURS[k % 10], lw=1.4, label=label)
     low, high = ax.get_ylim()
     ax.set_ylim(low - 0.45 * (high - low), high)  # the luminosity stands below the lines
     lumi_ax = ax.twinx()
@@ -111,7 +115,7 @@ def plot_forecast(
     order = order[(block.time_s[row[order]] >= start_s) & (block.time_s[row[order]] <= stop_s)]
     if not order.size:
         raise ValueError("no forecast between start_s and stop_s; widen them")
-    ax = _axes(ax, width=9.0)
+    ax = new_axes(ax, width=9.0)
     time_s = block.time_s[row[order]]
     made, half68, half95 = (
         getattr(forecast, name)[in_forecast[0]].ravel()[order] for name in ("transparency", "half68", "half95")
@@ -122,10 +126,10 @@ def plot_forecast(
         if np.isfinite(half).all():
             when, low = _with_gaps(time_s, made - half)
             _, high = _with_gaps(time_s, made + half)
-            ax.fill_between(when, low, high, color=_COLOURS[0], alpha=alpha, lw=0, label=label)
+            ax.fill_between(when, low, high, color=COLOURS[0], alpha=alpha, lw=0, label=label)
     few = order.size < 400
     ax.plot(_dates(block.time_s[seen]), block.transparency[in_block[0], seen], "k.", ms=4.5 if few else 1.4, label="Readings", zorder=3)
-    ax.plot(*_with_gaps(time_s, made), color=_COLOURS[2], lw=1.4 if few else 1.1, label=f"Forecast, {forecast.model}", zorder=4)
+    ax.plot(*_with_gaps(time_s, made), color=COLOURS[2], lw=1.4 if few else 1.1, label=f"Forecast, {forecast.model}", zorder=4)
     ax.set_ylabel(r"Transparency $R$ (APD/PN)")
     ax.set_title(
         f"Crystal {xtal_id}, {forecast.year}; fitted on {', '.join(map(str, forecast.train_years))}", loc="left", fontsize="medium"
@@ -157,7 +161,7 @@ def plot_mape(scores: Sequence[Score], *, ax: Axes | None = None) -> Axes:
         raise ValueError("no scores to draw; give at least one")
     from matplotlib.ticker import MaxNLocator
 
-    ax = _axes(ax)
+    ax = new_axes(ax)
     every = np.concatenate([s.mape_percent for s in scores])
     low, high = every.min() * 0.9, every.max() * 1.1
     most = max(s.xtal_id.size for s in scores)
@@ -165,10 +169,10 @@ def plot_mape(scores: Sequence[Score], *, ax: Axes | None = None) -> Axes:
     one_year, one_mode = len({s.year for s in scores}) == 1, len({s.mode for s in scores}) == 1
     for k, score in enumerate(scores):
         label = f"{_called(score, year=not one_year, mode=not one_mode)}: mean {score.mean_mape_percent:.3f} %"
-        ax.hist(score.mape_percent, edges, histtype="step", lw=1.8, color=_COLOURS[k % 10], label=label)
-        ax.hist(score.mape_percent, edges, histtype="stepfilled", alpha=0.15, color=_COLOURS[k % 10])
+        ax.hist(score.mape_percent, edges, histtype="step", lw=1.8, color=COLOURS[k % 10], label=label)
+        ax.hist(score.mape_percent, edges, histtype="stepfilled", alpha=0.15, color=COLOURS[k % 10])
     ax.set_xscale("log")
-    _plain_ticks(ax.xaxis)
+    plain_ticks(ax.xaxis)
     ax.set_ylim(0, ax.get_ylim()[1] * 1.1)
     ax.set_ylim(0, ax.get_ylim()[1] * (1 + 0.09 * len(scores)))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
@@ -201,20 +205,20 @@ def plot_horizon(horizons: Sequence[HorizonScore], *, ax: Axes | None = None) ->
     """
     if not horizons:
         raise ValueError("no horizons to draw; run the backtest with horizons")
-    ax = _axes(ax)
+    ax = new_axes(ax)
     models, years = list(dict.fromkeys(h.model for h in horizons)), sorted({h.year for h in horizons})
     for h in horizons:
         k = models.index(h.model) % 10
         label = h.model if len(years) == 1 else f"{h.model}, {h.year}"
         has = h.n_targets > 0
         style = ("-", "--", ":", "-.")[years.index(h.year) % 4]
-        ax.plot(h.horizon_s[has], h.mape_percent[has], style, marker=_MARKERS[k], ms=5, color=_COLOURS[k], label=label)
+        ax.plot(h.horizon_s[has], h.mape_percent[has], style, marker=MARKERS[k], ms=5, color=COLOURS[k], label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ticks = [6, 12, 24, 72, 168, 336, 720, 2160]
     ax.set_xticks([3600.0 * t for t in ticks], [f"{t} h" if t < 24 else f"{t // 24} d" for t in ticks])
     ax.minorticks_off()
-    _plain_ticks(ax.yaxis)
+    plain_ticks(ax.yaxis)
     ax.set_xlabel("Horizon $t - t_0$")
     ax.set_ylabel("MAPE [%]")
     ax.grid(alpha=0.25)
@@ -242,16 +246,16 @@ def plot_lengths(mape_percent: Mapping[str, Mapping[int, float]], *, ax: Axes | 
     """
     if not mape_percent or not all(mape_percent.values()):
         raise ValueError("a scan needs at least one series with one length; run the scan first")
-    ax = _axes(ax)
+    ax = new_axes(ax)
     for k, (name, series) in enumerate(mape_percent.items()):
         length = sorted(series)
-        ax.plot(length, [series[n] for n in length], marker=_MARKERS[k % 10], ms=6, color=_COLOURS[k % 10], label=name)
+        ax.plot(length, [series[n] for n in length], marker=MARKERS[k % 10], ms=6, color=COLOURS[k % 10], label=name)
     every = sorted({n for series in mape_percent.values() for n in series})
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xticks(every, [str(n) for n in every])
     ax.minorticks_off()
-    _plain_ticks(ax.yaxis)
+    plain_ticks(ax.yaxis)
     ax.set_xlabel("Sequence length $L_E = L_D$ [readings]")
     ax.set_ylabel("Mean MAPE [%]")
     ax.grid(alpha=0.25)
@@ -280,10 +284,10 @@ def plot_coverage(scores: Sequence[Score], *, ax: Axes | None = None) -> Axes:
     known = [s for s in scores if np.isfinite(s.coverage95).all()]
     if not known:
         raise ValueError("none of the scores has intervals; fit the models with them")
-    ax = _axes(ax, height=0.9 + 0.42 * len(known) + 0.9)
+    ax = new_axes(ax, height=0.9 + 0.42 * len(known) + 0.9)
     one_year, one_mode = len({s.year for s in known}) == 1, len({s.mode for s in known}) == 1
     y = np.arange(len(known))[::-1]
-    for nominal, name, marker, colour in ((68.0, "coverage68", "o", _COLOURS[0]), (95.0, "coverage95", "s", _COLOURS[2])):
+    for nominal, name, marker, colour in ((68.0, "coverage68", "o", COLOURS[0]), (95.0, "coverage95", "s", COLOURS[2])):
         values = [100 * getattr(s, name) for s in known]
         centre = np.array([v.mean() for v in values])
         spread = np.array([[c - v.min(), v.max() - c] for v, c in zip(values, centre, strict=True)]).T
@@ -332,7 +336,7 @@ def plot_visible(
     """
     if not visible_mev.size:
         raise ValueError("no showers to draw; simulate some first")
-    ax = _axes(ax)
+    ax = new_axes(ax)
     value, unit = (visible_mev, " MeV") if energy_gev is None else (visible_mev / (1e3 * energy_gev), "")
     _, edges = visible_histogram(value)
     highest = 0
@@ -342,8 +346,8 @@ def plot_visible(
         count, _ = np.histogram(part, edges)
         highest = max(highest, int(count.max()))
         label = f"{part.size} {name} showers".replace("  ", " ") + f"\n{_mean_and_rms(part, unit)}"
-        ax.stairs(count, edges, color=_COLOURS[i % len(_COLOURS)], lw=1.6, fill=False, label=label)
-        ax.stairs(count, edges, color=_COLOURS[i % len(_COLOURS)], alpha=0.15, fill=True)
+        ax.stairs(count, edges, color=COLOURS[i % len(COLOURS)], lw=1.6, fill=False, label=label)
+        ax.stairs(count, edges, color=COLOURS[i % len(COLOURS)], alpha=0.15, fill=True)
     ax.set_ylim(0, 1.3 * highest)
     ax.set_xlabel(r"Visible energy $E_{\mathrm{vis}}$ [MeV]" if unit else r"Visible over incident energy $E_{\mathrm{vis}} / E$")
     ax.set_ylabel(f"Showers / {edges[1] - edges[0]:.3g}{unit}")
@@ -386,10 +390,10 @@ def plot_layer_profile(mean_mev: NDArray[np.float64], error_mev: NDArray[np.floa
     -------
     Axes
     """
-    ax = _axes(ax)
+    ax = new_axes(ax)
     layer = np.arange(mean_mev.size)
-    ax.stairs(mean_mev, np.arange(mean_mev.size + 1) - 0.5, color=_COLOURS[0], lw=1.4)
-    ax.errorbar(layer, mean_mev, error_mev, fmt=".", ms=4, color=_COLOURS[0])
+    ax.stairs(mean_mev, np.arange(mean_mev.size + 1) - 0.5, color=COLOURS[0], lw=1.4)
+    ax.errorbar(layer, mean_mev, error_mev, fmt=".", ms=4, color=COLOURS[0])
     ax.set_ylim(bottom=0)
     ax.set_xlabel("Active layer, 0 nearest the beam")
     ax.set_ylabel(r"Mean visible energy $\langle E_{\mathrm{layer}} \rangle$ [MeV]")
@@ -397,7 +401,7 @@ def plot_layer_profile(mean_mev: NDArray[np.float64], error_mev: NDArray[np.floa
     return ax
 
 
-def _axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.6) -> Axes:
+def new_axes(ax: Axes | None, *, width: float = 6.4, height: float = 4.6) -> Axes:
     """The given Axes, or those of a new figure that no global state knows; physics ticks on both."""
     if ax is None:
         from matplotlib.figure import Figure
@@ -468,7 +472,7 @@ def _date_axis(ax: Axes) -> None:
     ax.set_xlabel("Time $t$ [UTC]")
 
 
-def _plain_ticks(axis: object) -> None:
+def plain_ticks(axis: object) -> None:
     """Logarithmic ticks as plain numbers."""
     from matplotlib.axis import Axis
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter

@@ -284,7 +284,7 @@ def _train(
     import torch
     from torch import nn
 
-    from calolife.training import initialise, limit_threads, train
+    from calolife.training import dropout, initialise, limit_threads, train
 
     features, target = _examples(kinetics, history, seed=seed)
     # float64 sums: half a million float32 terms lose digits
@@ -293,20 +293,19 @@ def _train(
     y = torch.from_numpy((target * _UNIT).astype(np.float32))
     identity = hashlib.sha256(x.numpy().tobytes() + y.numpy().tobytes()).hexdigest()
     layers: list[list[tuple[Float32, Float32]]] = []
+
+    def loss(net: nn.Sequential, sample: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        z = x[sample]
+        for layer in net:
+            z = layer(z)
+            if isinstance(layer, nn.ELU):
+                z = dropout(z, _DROP, generator)
+        return (z[:, 0] - y[sample]).abs().mean()
+
     with limit_threads(1):
         for k in range(n_net):
             net = nn.Sequential(nn.Linear(x.shape[1], _HIDDEN), nn.ELU(), nn.Linear(_HIDDEN, _HIDDEN), nn.ELU(), nn.Linear(_HIDDEN, 1))
             initialise(net, seed=seed + k)
-
-            def loss(sample: torch.Tensor, generator: torch.Generator, net: nn.Sequential = net) -> torch.Tensor:
-                z = x[sample]
-                for layer in net:
-                    z = layer(z)
-                    if isinstance(layer, nn.ELU):  # dropout, drawn from the loop's own generator
-                        keep = torch.rand(z.shape, generator=generator) >= _DROP
-                        z = z * keep / (1 - _DROP)
-                return (z[:, 0] - y[sample]).abs().mean()
-
             train(
                 net, loss, n_samples=x.shape[0], epochs=_EPOCHS, batch_size=_BATCH, lr=_LR, seed=seed + k, progress=tell,
                 checkpoint_dir=None if checkpoint_dir is None else checkpoint_dir / f"net{k}", identity=identity,

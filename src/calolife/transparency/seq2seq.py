@@ -312,7 +312,7 @@ def fit_lstm(
     net = _empty_net(2 + len(features), hidden)
     initialise(net, seed=seed)
 
-    def loss(sample: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(net: Seq2Seq, sample: Tensor, generator: torch.Generator) -> Tensor:
         coin = torch.rand(decoder_length, generator=generator)
         if strategy == "teacher":
             coin = coin[:1].expand(decoder_length)

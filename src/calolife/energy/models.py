@@ -1,0 +1,212 @@
+"""The energy regressors by name: fit one, load one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calolife.energy.features import EnergySample, Prediction
+from calolife.energy.linear import Linear, ScaledSum, Uncalibrated, fit_linear, fit_sum, fit_uncalibrated
+from calolife.energy.response import ResponseCorrection, fit_response
+from calolife.errors import FileFormatError
+from calolife.storage import load_model_state
+
+if TYPE_CHECKING:
+    from calolife.training import Epoch
+
+__all__ = ["MODELS", "Linearised", "fit_energy", "linearise", "load_energy_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Linearised:
+    """A regressor whose mean response is brought to 1 at every true energy.
+
+    Parameters
+    ----------
+    model
+        Any of `MODELS` but ``uncalibrated``.
+    correction : ResponseCorrection
+        Fitted to training showers that the model had not seen.
+    """
+
+    model: Any
+    correction: ResponseCorrection
+
+    @property
+    def name(self) -> str:
+        """As stored, the word and the model's own name: ``linearised best``."""
+        return f"{_LINEARISED}{self.model.name}"
+
+    @property
+    def n_layers(self) -> int:
+        return int(self.model.n_layers)
+
+    @property
+    def digest(self) -> str:
+        return str(self.model.digest)
+
+    def predict(self, sample: EnergySample) -> Prediction:
+        """Corrected energies of the model; raises what the model raises."""
+        return self.correction.apply_to(self.model.predict(sample))
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        arrays, meta = self.model.state()
+        own, own_meta = self.correction.state()
+        return {f"model.{k}": v for k, v in arrays.items()} | own, {"model": meta, "correction": own_meta}
+
+
+_LINEARISED = "linearised "
+
+
+def _fit_dnn(sample: EnergySample, **settings: Any) -> Any:
+    from calolife.energy.dnn import fit_dnn  # loads torch
+
+    return fit_dnn(sample, **settings)
+
+
+def _fit_best(sample: EnergySample, **settings: Any) -> Any:
+    from calolife.energy.best import fit_best  # loads torch and LightGBM
+
+    return fit_best(sample, **settings)
+
+
+def _fit_trees(sample: EnergySample, *, seed: int = 0) -> Any:
+    from calolife.energy.trees import fit_trees  # loads LightGBM
+
+    return fit_trees(sample, seed=seed)
+
+
+MODELS: dict[str, Callable[..., Any]] = {
+    "uncalibrated": fit_uncalibrated,
+    "sum": fit_sum,
+    "linear": fit_linear,
+    "dnn": _fit_dnn,
+    "trees": _fit_trees,
+    "best": _fit_best,
+}
+"""The regressors, from the plainest; `best` won the cross-validation on Geant4 showers (benchmarks/energy.py)."""
+
+
+def fit_energy(
+    name: str,
+    sample: EnergySample,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    is_linearised: bool = False,
+    progress: Callable[[Epoch], None] | None = None,
+    checkpoint_dir: Path | None = None,
+) -> Any:
+    """Fit the energy regressor of this name.
+
+    Parameters
+    ----------
+    name : {"uncalibrated", "sum", "linear", "dnn", "trees", "best"}
+    sample : EnergySample
+        Training showers, nothing else.
+    seed : int
+    device : str
+        Of the networks.
+    is_linearised : bool
+        Bring the mean response to 1 at every true energy, by a rising curve fitted to training showers that the model had
+        not seen; it costs a little resolution. See `fit_response`.
+    progress : function (Epoch) -> None, optional
+    checkpoint_dir : path, optional
+        Where networks keep what a killed fit goes on from.
+
+    Returns
+    -------
+    model
+        Has ``predict(sample) -> Prediction`` and ``state()``.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, a sample that the model cannot be fitted to, or ``uncalibrated`` linearised.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(1)
+    >>> layers = rng.gamma(2.0, 100.0, (200, 3))
+    >>> toy = EnergySample(layers, layers @ [0.02, 0.01, 0.04], np.full(200, -211))
+    >>> fit_energy("linear", toy).weight.round(2).tolist()
+    [20.0, 10.0, 40.0]
+    """
+    if name not in MODELS:
+        near = get_close_matches(name, MODELS, n=1)
+        raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)}" + (f"; did you mean {near[0]}?" if near else ""))
+    if name in ("dnn", "best"):
+        model = MODELS[name](sample, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir)
+    else:
+        model = MODELS[name](sample, seed=seed)
+    return linearise(model, sample, seed=seed) if is_linearised else model
+
+
+def linearise(model: Any, sample: EnergySample, *, seed: int = 0) -> Linearised:
+    """A model that was just fitted, with its mean response brought to 1.
+
+    Parameters
+    ----------
+    model
+        As a fit returned it: a loaded one no longer knows what it made of showers left out.
+    sample : EnergySample
+        The showers it was fitted to, in the same order.
+    seed : int
+
+    Raises
+    ------
+    ValueError
+        ``uncalibrated``, a loaded model, or too few showers to know the response.
+    """
+    if model.name == "uncalibrated":
+        raise ValueError("model 'uncalibrated' is the visible energy as it is and cannot be linearised; take sum, or leave it as it is")
+    # one scale fitted to all showers tells nothing about any of them
+    left_out = model.predict(sample).energy_gev if model.name == "sum" else model.left_out_gev
+    if left_out.size != sample.n_showers:
+        raise ValueError(f"the model knows {left_out.size} showers left out, not {sample.n_showers}; linearise it right after its fit")
+    is_judged = np.isfinite(left_out)  # the network judges its validation showers only
+    return Linearised(model, fit_response(left_out[is_judged], sample.energy_gev[is_judged], seed=seed))
+
+
+def load_energy_model(directory: str | Path) -> Any:
+    """The energy regressor stored in a run directory.
+
+    Raises
+    ------
+    FileFormatError
+        No energy regressor there, or a damaged one.
+    """
+    name, arrays, meta = load_model_state(directory)
+    own = name.removeprefix(_LINEARISED)
+    if own not in MODELS:
+        raise FileFormatError(f"{directory} holds a model {name!r}, no energy regressor; those are {', '.join(MODELS)}")
+    try:
+        if own == name:
+            return _kind(own).from_state(arrays, meta)
+        inner = {k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")}
+        return Linearised(_kind(own).from_state(inner, meta["model"]), ResponseCorrection.from_state(arrays, meta["correction"]))
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"{directory} holds a model {name!r} that lacks {error}; train it again") from error
+
+
+def _kind(name: str) -> Any:
+    """The class of a model; those that load torch or LightGBM only when asked for."""
+    if name == "best":
+        from calolife.energy.best import Best
+
+        return Best
+    if name == "dnn":
+        from calolife.energy.dnn import Dnn
+
+        return Dnn
+    if name == "trees":
+        from calolife.energy.trees import Trees
+
+        return Trees
+    return {"uncalibrated": Uncalibrated, "sum": ScaledSum, "linear": Linear}[name]
