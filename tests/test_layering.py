@@ -20,7 +20,21 @@ STAGES = {
     "transparency": set(),
 }
 MEETING_PLACES = {"design", "report", "cli"}
-HEAVY = ("torch", "dask", "distributed", "matplotlib", "mplhep", "polars", "pyarrow", "lightgbm", "optuna", "pooch", "safetensors", "h5py", "pandas")
+HEAVY = (
+    "torch",
+    "dask",
+    "distributed",
+    "matplotlib",
+    "mplhep",
+    "polars",
+    "pyarrow",
+    "lightgbm",
+    "optuna",
+    "pooch",
+    "safetensors",
+    "h5py",
+    "pandas",
+)
 
 
 def room(module: Path) -> str:

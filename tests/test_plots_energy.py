@@ -1,7 +1,9 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from calolife.energy.resolution import EnergyBins, Resolution, energy_bins, fit_resolution
@@ -74,13 +76,13 @@ def test_axes_carry_a_symbol_or_name_and_a_unit(name: str, every: dict) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_plot_can_be_drawn_without_a_warning(name: str, every: dict) -> None:
-    every[name].figure.canvas.draw()
+    every[name].figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_a_plot_lies_outside_its_figure(name: str, every: dict) -> None:
     figure = every[name].figure
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box, page = figure.get_tightbbox(), figure.bbox_inches
     assert box.x0 > -0.01
     assert box.y0 > -0.01
@@ -127,6 +129,40 @@ def test_response_points_are_the_numbers_given(every: dict, bins: dict) -> None:
     np.testing.assert_array_equal(drawn[1], bins["pi-"].response)
 
 
+def test_a_point_far_off_does_not_flatten_the_others_and_is_marked_by_an_arrow(bins: dict) -> None:
+    far = bins["gamma"].response.copy()
+    far[0] = 3.0
+    ax = plot_energy_response({**bins, "far": replace(bins["gamma"], response=far)})
+    assert ax.get_ylim()[1] < 2
+    arrows = np.concatenate([c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)])
+    assert ax.containers[2][0].get_xdata()[0] in arrows[:, 0]
+    assert (arrows[:, 1] < ax.get_ylim()[1]).all()
+
+
+@pytest.mark.parametrize("draw", [plot_energy_response, plot_resolution_curve])
+def test_legend_of_many_models_stands_beside_the_axes(draw: object, bins: dict) -> None:
+    ax = draw({f"model {k}": bins["gamma"] for k in range(8)})
+    ax.figure.draw_without_rendering()
+    legend, page = ax.get_legend().get_window_extent(), ax.figure.bbox
+    assert legend.x0 > ax.get_window_extent().x1
+    assert legend.x1 < page.x1
+    assert legend.y0 > 0
+    colours = {str(container[0].get_color()) for container in ax.containers}
+    assert len(colours) == 8
+
+
+def test_a_fit_without_a_degree_of_freedom_has_no_band(bins: dict) -> None:
+    n_bands = [
+        len(
+            plot_resolution_curve(
+                {"gamma": bins["gamma"]}, fits={"gamma": Resolution(0.1, 0.1, 0.01, np.eye(3) * 1e-6, ndf=ndf)}
+            ).collections
+        )
+        for ndf in (0, 3)
+    ]
+    assert n_bands[1] == n_bands[0] + 1
+
+
 def test_legend_gives_the_terms_with_errors_and_units(every: dict, fits: dict) -> None:
     text = legend(every["resolution"])
     assert r"$\gamma$: $S$ = " in text
@@ -159,7 +195,7 @@ def test_residuals_say_their_effective_sigma_and_what_lies_outside() -> None:
 
 
 def test_residuals_that_are_all_the_same_can_be_drawn() -> None:
-    plot_residuals({"perfect": np.zeros(10)}).figure.canvas.draw()
+    plot_residuals({"perfect": np.zeros(10)}).figure.draw_without_rendering()
 
 
 def test_the_epoch_that_was_kept_is_marked(every: dict) -> None:
@@ -182,7 +218,7 @@ def test_profiles_are_per_gev_of_incident_energy() -> None:
 
 
 def test_profiles_of_one_energy_can_be_drawn() -> None:
-    plot_profiles(np.ones((4, 3)), np.full(4, 10.0)).figure.canvas.draw()
+    plot_profiles(np.ones((4, 3)), np.full(4, 10.0)).figure.draw_without_rendering()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ _MATH_NAMES = {
     "mu-": r"$\mu^-$", "mu+": r"$\mu^+$", "proton": "p", "neutron": "n", "all": "all particles",
 }  # fmt: skip
 _MOST_POINTS = 4000  # chosen: more dots than this hide one another
+_MOST_INSIDE = 4  # chosen: the legend of more series would take half of the axes
+_LINES = ("-", "--", "-.", ":")
 _SPREADS_SHOWN = 5.0  # chosen: effective sigmas on each side; what lies outside is counted in the legend
 
 
@@ -146,22 +148,35 @@ def plot_energy_response(
     ------
     ValueError
         No series.
+
+    Notes
+    -----
+    The axis is symmetric about 1. Where some points lie far from the rest it holds nine in ten, and an arrow at its edge
+    stands for each point beyond.
     """
-    ax = _curve_axes(bins, ax)
+    ax = _curve_axes(bins, ax, legend_width=2.6)
     name = "median_response" if is_robust else "response"
     ax.axhspan(1 - band, 1 + band, color="0.9", lw=0, zorder=0, label=f"$\\pm${100 * band:g} %")
     ax.axhline(1.0, color="0.4", lw=0.9, ls="--", zorder=1)
-    lowest, highest = 1 - 2.2 * band, 1 + 2.2 * band
+    off = []
     for k, (series, found) in enumerate(bins.items()):
         value, error = getattr(found, name), getattr(found, f"{name}_error")
         _points(ax, found, value, error, k, _particle(series), n_series=len(bins))
-        bar = np.minimum(error, 3 * band)  # one bin of huge error, usually the lowest, must not flatten all others
-        lowest, highest = min(lowest, float((value - bar).min())), max(highest, float((value + bar).max()))
-    room = highest - lowest
-    ax.set_ylim(lowest - 0.06 * room, highest + (0.10 + 0.075 * (1 + len(bins) // 2)) * room)
+        off.append(np.abs(value - 1) + np.minimum(error, 3 * band))  # one bin of huge error must not flatten all others
+    every = np.concatenate(off)
+    usual = float(np.quantile(every, 0.9))
+    half = 1.08 * max(2.2 * band, float(every.max()) if every.max() < 2.5 * usual else 1.2 * usual)
+    for k, found in enumerate(bins.values()):
+        value, energy = getattr(found, name), _beside(found, k, len(bins))
+        for sign, marker in ((1, "^"), (-1, "v")):
+            beyond = sign * (value - 1) > half
+            at = np.full(int(beyond.sum()), 1 + 0.965 * sign * half)
+            ax.scatter(energy[beyond], at, marker=marker, s=42, color=_series_colour(k), edgecolor="black", lw=0.5, zorder=4)
+    is_inside = len(bins) <= _MOST_INSIDE
+    ax.set_ylim(1 - half, 1 + half * (1 + is_inside * (0.16 + 0.17 * (1 + len(bins) // 2))))
     ax.set_ylabel(r"Median response of $E'/E$" if is_robust else r"Response $\langle E'/E \rangle$")
     ax.set_title(title, fontsize="medium", parse_math=False)
-    ax.legend(frameon=False, loc="upper right", ncols=2)
+    _legend(ax, is_inside=is_inside, ncols=2 if is_inside else 1)
     return ax
 
 
@@ -180,7 +195,7 @@ def plot_resolution_curve(
     bins : mapping of str to EnergyBins
         Series by their names.
     fits : mapping of str to Resolution, optional
-        Of those series that have one; drawn with a band of one standard error.
+        Of those series that have one; drawn with a band of one standard error, but for a fit without a degree of freedom.
     is_effective : bool
         Draw effective sigmas, not standard deviations.
     title : str
@@ -198,7 +213,8 @@ def plot_resolution_curve(
     fits = {} if fits is None else fits
     if unknown := [name for name in fits if name not in bins]:
         raise ValueError(f"fit of {unknown[0]!r}, but the series are {', '.join(bins)}; name the fits as the series")
-    ax = _curve_axes(bins, ax)
+    ax = _curve_axes(bins, ax, legend_width=4.6 if fits else 2.6)
+    is_inside = len(bins) <= _MOST_INSIDE
     name = "sigma_eff" if is_effective else "resolution"
     for k, (series, found) in enumerate(bins.items()):
         value, error = 100 * getattr(found, name), 100 * getattr(found, f"{name}_error")
@@ -208,17 +224,19 @@ def plot_resolution_curve(
         if fit is not None:
             energy = np.geomspace(found.edges_gev[0] if found.edges_gev[0] > 0 else found.energy_gev[0] / 2, found.edges_gev[-1], 200)
             curve, width = 100 * fit.at(energy), 100 * fit.error_at(energy)
-            ax.plot(energy, curve, color=_series_colour(k), lw=1.5, zorder=2)
-            ax.fill_between(energy, curve - width, curve + width, color=_series_colour(k), alpha=0.2, lw=0)
+            ax.plot(energy, curve, color=_series_colour(k), lw=1.5, ls=_LINES[k % len(_LINES)], zorder=2)
+            if fit.ndf > 0:
+                faint = 0.2 if is_inside else 0.1
+                ax.fill_between(energy, curve - width, curve + width, color=_series_colour(k), alpha=faint, lw=0)
     ax.set_yscale("log")
     plain_ticks(ax.yaxis)
     low, high = ax.get_ylim()
-    ax.set_ylim(low, high * (high / low) ** (0.10 * (len(bins) + bool(fits))))
+    ax.set_ylim(low, high * (high / low) ** (0.10 * (len(bins) + bool(fits)) * is_inside))
     ax.set_ylabel(r"Effective resolution $\sigma_{\mathrm{eff}}/E$ [%]" if is_effective else r"Resolution $\sigma/E$ [%]")
     ax.set_title(title, fontsize="medium", parse_math=False)
-    ax.legend(
-        frameon=False, loc="upper right", fontsize="small",
-        title=r"$\sigma/E = S/\sqrt{E} \oplus N/E \oplus C$" if fits else None, title_fontsize="small",
+    _legend(
+        ax, is_inside=is_inside, fontsize="small",
+        title=r"$\sigma/E = S/\sqrt{E} \oplus N/E \oplus C$" if fits else None,
     )  # fmt: skip
     return ax
 
@@ -374,7 +392,7 @@ def plot_profiles(
         raise ValueError(f"{edges.size - 1} ranges of energy; give at most 4: more lines cannot be told apart")
     ax = new_axes(ax, width=7.6)
     where = np.arange(layers.shape[1] + 1) - 0.5
-    highest = 0.0
+    highest, is_drawn = 0.0, False
     for k, (name, mask) in enumerate(_parts(of_particle, energy.size).items()):
         for r, (low, high) in enumerate(pairwise(edges.tolist())):
             is_last = r == edges.size - 2
@@ -384,13 +402,13 @@ def plot_profiles(
                 continue
             total = energy[inside].sum()
             profile = layers[inside].sum(axis=0) / total
-            highest = max(highest, float(profile.max()))
+            highest, is_drawn = max(highest, float(profile.max())), True
             label = f"{_particle(name)}, {low:.3g} to {high:.3g} GeV ({n})"
             ax.stairs(profile, where, color=COLOURS[2 * k % len(COLOURS)], ls=("-", "--", ":", "-.")[r], lw=1.4, label=label, baseline=None)
-    if not highest:
+    if not is_drawn:
         raise ValueError(f"no shower between {edges[0]:g} and {edges[-1]:g} GeV; give other edges_gev")
     ax.set_xlim(where[0], where[-1])
-    ax.set_ylim(0, 1.08 * highest)
+    ax.set_ylim(0, 1.08 * highest if highest > 0 else 1.0)  # showers that left nothing are a flat line
     ax.set_xlabel("Active layer, 0 nearest the beam")
     ax.set_ylabel(r"$\langle E_{\mathrm{layer}} \rangle / \langle E \rangle$ [MeV / GeV]")
     ax.set_title(title, fontsize="medium", parse_math=False)
@@ -398,11 +416,11 @@ def plot_profiles(
     return ax
 
 
-def _curve_axes(bins: Mapping[str, EnergyBins], ax: Axes | None) -> Axes:
-    """Axes with a logarithmic axis of energy."""
+def _curve_axes(bins: Mapping[str, EnergyBins], ax: Axes | None, *, legend_width: float) -> Axes:
+    """Axes with a logarithmic axis of energy; a new figure is wider where the legend goes beside them."""
     if not bins:
         raise ValueError("no series to draw; give the bins of at least one")
-    ax = new_axes(ax)
+    ax = new_axes(ax, width=6.4 + legend_width * (len(bins) > _MOST_INSIDE))
     ax.set_xscale("log")
     plain_ticks(ax.xaxis)
     low = min(float(b.edges_gev[0] if b.edges_gev[0] > 0 else b.energy_gev[0] / 2) for b in bins.values())
@@ -411,11 +429,21 @@ def _curve_axes(bins: Mapping[str, EnergyBins], ax: Axes | None) -> Axes:
     return ax
 
 
+def _legend(ax: Axes, *, is_inside: bool, ncols: int = 1, fontsize: str = "medium", title: str | None = None) -> None:
+    """In the upper right corner of the axes, or to the right of them."""
+    loc: dict[str, Any] = {"loc": "upper right"} if is_inside else {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+    ax.legend(frameon=False, ncols=ncols, fontsize=fontsize, title=title, title_fontsize="small", **loc)
+
+
+def _beside(bins: EnergyBins, k: int, n_series: int) -> FloatArray:
+    """Energies to draw the points of series k at: series of the same bins would hide one another."""
+    energy: FloatArray = bins.energy_gev * 1.025 ** (k - 0.5 * (n_series - 1))
+    return energy
+
+
 def _points(ax: Axes, bins: EnergyBins, value: FloatArray, error: FloatArray, k: int, label: str, *, n_series: int) -> None:
     """Points with errors, and their bins as thin lines."""
-    # series of the same bins would hide one another
-    energy = bins.energy_gev * 1.025 ** (k - 0.5 * (n_series - 1))
-    colour = _series_colour(k)
+    energy, colour = _beside(bins, k, n_series), _series_colour(k)
     ax.hlines(value, bins.edges_gev[:-1], bins.edges_gev[1:], color=colour, lw=0.8, alpha=0.45, zorder=2)
     ax.errorbar(energy, value, error, fmt=MARKERS[k % len(MARKERS)], ms=4.5, lw=1.2, color=colour, label=label, zorder=3)
 
@@ -429,10 +457,10 @@ def _distributions(values: Mapping[str, FloatArray], *, unit: str, at_least: flo
     narrow, wide = min(widths.values()), max(widths.values())
     half = max(_SPREADS_SHOWN * float(np.sqrt(narrow * wide)), 0.6 * _SPREADS_SHOWN * wide, at_least)
     low, high = middle - half, middle + half
-    # Scott's rule for the narrowest; source: D. W. Scott, Biometrika 66 (1979) 605
-    width = 3.5 * narrow / max(v.size for v in values.values()) ** (1 / 3)
-    edges = np.linspace(low, high, int(np.clip(2 * half / width if width > 0 else 40, 20, 120)) + 1)
     for k, (name, v) in enumerate(values.items()):
+        # Scott's rule, for each its own; source: D. W. Scott, Biometrika 66 (1979) 605
+        width = 3.5 * widths[name] / v.size ** (1 / 3)
+        edges = np.linspace(low, high, int(np.clip(2 * half / width if width > 0 else 40, 20, 200)) + 1)
         height = np.histogram(v, edges)[0] / (v.size * (edges[1] - edges[0]))
         outside = 100 * float(((v < low) | (v > high)).mean())
         label = rf"{_particle(name)}: $\sigma_{{\mathrm{{eff}}}}$ = {_three_digits(widths[name])}{unit}"
@@ -452,13 +480,13 @@ def _terms(fit: Resolution) -> str:
     """S, N and C with errors and units; the limit of a term that is not seen."""
     percent = 100.0
     parts = []
-    for symbol, value, error, upper, factor, unit in zip(
-        "SNC", (fit.stochastic, fit.noise, fit.constant), fit.errors, fit.upper95, (percent, 1.0, percent),
+    for symbol, value, error, upper, is_seen, factor, unit in zip(
+        "SNC", (fit.stochastic, fit.noise, fit.constant), fit.errors, fit.upper95, fit.is_seen, (percent, 1.0, percent),
         (r" % $\sqrt{\mathrm{GeV}}$", " GeV", " %"), strict=True,
     ):  # fmt: skip
         if value == 0 and error == 0:
             continue  # not fitted
-        if value > 2 * error or not np.isfinite(upper):
+        if is_seen or not np.isfinite(upper):
             parts.append(f"${symbol}$ = {_with_error(factor * value, factor * float(error))}{unit}")
         else:
             parts.append(f"${symbol}$ < {factor * upper:.2g}{unit}")
@@ -489,4 +517,4 @@ def _particle(name: str) -> str:
 
 
 def _series_colour(k: int) -> str:
-    return COLOURS[(0, 2, 1, 4, 3, 5, 6, 7, 8, 9)[k % 10]]  # blue, red, orange: the most different first
+    return COLOURS[(0, 2, 1, 4, 3, 9, 6, 5, 7, 8)[k % 10]]  # blue, red, amber, purple, grey, cyan: the most different first

@@ -579,7 +579,7 @@ def load_model_state(directory: str | Path) -> tuple[str, dict[str, NDArray[Any]
     folder = Path(directory)
     record = _read_json(folder / "model.json")
     if record.get("format") != _MODEL_FORMAT or not isinstance(record.get("meta"), dict):
-        raise FileFormatError(f"{folder / 'model.json'} is not a calolife model; give the run directory of 'calolife transparency train'")
+        raise FileFormatError(f"{folder / 'model.json'} is not a calolife model; give the run directory of a 'calolife ... train'")
     try:
         weights = (folder / "model.safetensors").read_bytes()
         arrays = load(weights)

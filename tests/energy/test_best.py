@@ -53,6 +53,21 @@ def test_two_thirds_of_other_showers_lie_within_sigma(fitted: Best) -> None:
     assert abs(within - 0.683) < 0.07
 
 
+def test_the_spread_is_sized_by_showers_that_it_has_not_seen_either(fitted: Best) -> None:
+    sample = toy(600, seed=1)
+    for off, sigma in (
+        (fitted.trees.left_out_gev - sample.energy_gev, fitted.trees.left_out_sigma_gev),
+        (fitted.left_out_gev - sample.energy_gev, fitted.spread_scale * fitted.trees.left_out_sigma_gev),
+    ):
+        assert abs((np.abs(off) < sigma).mean() - 0.683) < 2 / 600  # by construction, to one shower and a tie
+
+
+def test_devices_may_be_named_otherwise_than_tensors_name_them() -> None:
+    # "cpu:0" is to "cpu" what "cuda" is to "cuda:0": unequal as a key, the same device
+    named, plain = (fit_best(toy(40, seed=1), device=device).state()[0] for device in ("cpu:0", "cpu"))
+    assert all(np.array_equal(named[name], array) for name, array in plain.items())
+
+
 def test_same_seed_same_weights_and_another_seed_others(fitted: Best) -> None:
     arrays, meta = fitted.state()
     again, meta_again = fit_best(toy(600, seed=1), seed=3).state()

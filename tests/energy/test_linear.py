@@ -219,3 +219,13 @@ def test_showers_held_out_change_no_weight(geant4_stacks: Path) -> None:
     train = np.arange(3000)
     spoiled = replace(sample, layer_energy_mev=np.where(np.arange(sample.n_showers)[:, None] < 3000, sample.layer_energy_mev, 7.0))
     np.testing.assert_array_equal(fit_linear(sample.select(train)).weight, fit_linear(spoiled.select(train)).weight)
+
+
+def test_a_layer_that_training_hardly_reached_cannot_take_over_another_particle() -> None:
+    rng = np.random.default_rng(1)
+    true = rng.uniform(1.0, 100.0, 500)
+    seen = true[:, None] * np.array([20.0, 60.0, 15.0, 1e-7]) * rng.uniform(0.9, 1.1, (500, 4))
+    photons = EnergySample(seen, true, np.full(500, 22))
+    pions = EnergySample(true[:, None] * np.array([5.0, 20.0, 40.0, 30.0]), true, np.full(500, -211))
+    # the visible energy is the same, so the response may be off by a layer's weight, not by orders of magnitude
+    assert np.abs(fit_linear(photons).predict(pions).energy_gev / true - 1).max() < 1

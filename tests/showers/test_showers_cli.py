@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -143,3 +144,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert lines[0].startswith("calolife: ")
     assert words in lines[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_info_tells_what_a_file_of_layer_sums_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(tmp_path / "sums.h5", "w") as file:
+        file["layer_energy_mev"], file["true_energy_gev"] = np.ones((4, 3), np.float32), np.array([1.0, 2.0, 3.0, 4.0])
+        file["pdg_id"] = np.array([22, 22, 22, -211])
+    assert main(["showers", "info", str(tmp_path / "sums.h5")]) == 0
+    out = capsys.readouterr().out
+    assert "4 showers, the sums of 3 layers each" in out
+    assert "energy: 1 to 4 GeV" in out
+    assert main(["showers", "info", str(tmp_path / "sums.h5"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["particles"]["gamma"]["n"] == 3

@@ -10,7 +10,18 @@ from typing import Annotated, TextIO
 
 import typer
 
-from calolife.cli import demo, detector, show, showers, showers_data, showers_tune, transparency, transparency_data
+from calolife.cli import (
+    demo,
+    detector,
+    detector_optimise,
+    energy,
+    show,
+    showers,
+    showers_data,
+    showers_tune,
+    transparency,
+    transparency_data,
+)
 from calolife.errors import MissingExtraError, NotConvergedError
 
 __all__ = ["app", "main"]
@@ -43,9 +54,14 @@ detectors = typer.Typer(help="Describe a calorimeter: what it is made of, contai
 detectors.command("list")(detector.list_detectors)
 detectors.command()(detector.show)
 detectors.command()(detector.check)
+detectors.command()(detector_optimise.optimise)
+energies = typer.Typer(help="Measure the energy of particles from the layers of a calorimeter.", rich_markup_mode=None)
+energies.command()(energy.train)
+energies.command()(energy.evaluate)
 app.command()(demo.demo)
 app.add_typer(detectors, name="detector")
 app.add_typer(shower_stage, name="showers")
+app.add_typer(energies, name="energy")
 app.add_typer(stage, name="transparency")
 app.command()(show.show)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from calolife.detector.layers import Section
     from calolife.detector.presets import Detector
 
-__all__ = ["check", "list_detectors", "show"]
+__all__ = ["check", "list_detectors", "made_of", "parse_size", "show"]
 
 Described = Annotated[str, typer.Argument(help="Name of a preset, or a TOML file.", show_default=False, metavar="NAME_OR_TOML")]
 
@@ -51,10 +51,10 @@ def show(
     if out is not None:
         _draw(loaded, out, force=force)
     if as_json:
-        sections = [{**asdict(section), "made_of": _made_of(loaded, i)} for i, section in enumerate(loaded.sections())]
+        sections = [{**asdict(section), "made_of": made_of(loaded, i)} for i, section in enumerate(loaded.sections())]
         print_json({**_summary(loaded), "sections": sections, "readout": asdict(loaded.readout)})
         return
-    rows = [[*_row(section)[:1], _made_of(loaded, i), *_row(section)[1:]] for i, section in enumerate(loaded.sections())]
+    rows = [[*_row(section)[:1], made_of(loaded, i), *_row(section)[1:]] for i, section in enumerate(loaded.sections())]
     rows.append(["total", f"{loaded.size_x_mm / 10:.6g} x {loaded.size_y_mm / 10:.6g} cm across", *_row(loaded.total)[1:]])
     print_table(f"{loaded.name} (* active, thickness in mm)", _HEADER, rows)
     readout = loaded.readout
@@ -82,7 +82,7 @@ def check(
     from calolife.detector.limits import check_limits
     from calolife.detector.presets import load_detector
 
-    size = None if size_cm is None else _size(size_cm)
+    size = None if size_cm is None else parse_size(size_cm)
     checked = check_limits(load_detector(detector), budget_chf=budget_chf, max_length_cm=max_length_cm, size_cm=size)
     is_limited = not (budget_chf is None and max_length_cm is None and size is None)
     if not is_limited:
@@ -127,7 +127,7 @@ def _summary(detector: Detector) -> dict[str, Any]:
     return {"kind": kind, **total, "size_x_cm": detector.size_x_mm / 10, "size_y_cm": detector.size_y_mm / 10, "digest": detector.digest}
 
 
-def _made_of(detector: Detector, section: int) -> str:
+def made_of(detector: Detector, section: int) -> str:
     """A section in one line: 60 x (Pb 2 + POLYSTYRENE* 2)."""
     from calolife.detector.crystals import CrystalCalorimeter
     from calolife.detector.layers import fold_periods
@@ -153,7 +153,8 @@ def _draw(detector: Detector, out: Path, *, force: bool) -> None:
     plot_detector(detector).get_figure(root=True).savefig(out)  # type: ignore[union-attr]
 
 
-def _size(text: str) -> tuple[float, float]:
+def parse_size(text: str) -> tuple[float, float]:
+    """Width and height of ``50x50``."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*x\s*(\d+(?:\.\d+)?)\s*", text)
     if match is None:
         raise ValueError(f"--size-cm {text!r} is not a width and a height; write 50x50")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from calolife.runs import Metric, Run
     from calolife.simulation.production import Production, Summary
 
-__all__ = ["simulate"]
+__all__ = ["parse_range", "simulate"]
 
 _CRYSTAL_TILT_DEG = "3"  # source: CMS, JINST 3 (2008) S08004: crystal axes are tilted by 3 degrees off the vertex
 
@@ -89,10 +89,10 @@ def simulate(
         calorimeter,
         n,
         particle=particle,
-        energy_gev=_range(energy, what="--energy"),
+        energy_gev=parse_range(energy, what="--energy"),
         position_mm=None if position_mm is None else _pair(position_mm, what="--position-mm"),
         beam_spot_mm=beam_spot_mm,
-        angle_deg=_range(angle_deg, what="--angle-deg"),
+        angle_deg=parse_range(angle_deg, what="--angle-deg"),
         engine=engine,
         seed=seed,
         birks=birks == "on",
@@ -172,7 +172,7 @@ def _plot(run: Run, summary: Summary, production: Production) -> None:
         write_plot(run, "layer_profile", plot_layer_profile(mean, error, title=title), table)
 
 
-def _range(text: str, *, what: str) -> float | tuple[float, float]:
+def parse_range(text: str, *, what: str) -> float | tuple[float, float]:
     """A number, or two such as ``1:100``."""
     found = _numbers(text)
     if len(found) == 1:

@@ -44,26 +44,33 @@ _RECHITS_PER_PART = 2_000_000  # chosen: with every cell read out a part still t
 
 def info(data: Input, detector: DetectorName = None, as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Say what a run or a file of showers holds."""
-    from calolife.showers.summary import describe_showers
+    from calolife.showers.files import holds_layer_sums
+    from calolife.showers.summary import describe_layer_sums, describe_showers
 
-    found = describe_showers(data, detector=_detector(detector))
+    is_sums = holds_layer_sums(data)
+    found = describe_layer_sums(data) if is_sums else describe_showers(data, detector=_detector(detector))
     if as_json:
         print_json(found)
         return
-    origin = ", ".join(f"{name} {value}" for name, value in found["origin"].items())
-    print(
-        f"{data}: {found['n_showers']} showers, {found['n_hits']} {found['kind']}s in {found['detector']} ({found['detector_digest'][:12]})"
-    )
-    if origin:
-        print(f"made by: {origin}")
-    if found["readout"] is not None:
-        print(f"readout: {', '.join(f'{name} {value:g}' for name, value in found['readout'].items())}")
+    if is_sums:
+        print(f"{data}: {found['n_showers']} showers, the sums of {found['n_layers']} layers each; no cells, and no detector told")
+    else:
+        origin = ", ".join(f"{name} {value}" for name, value in found["origin"].items())
+        print(
+            f"{data}: {found['n_showers']} showers, {found['n_hits']} {found['kind']}s in {found['detector']} "
+            f"({found['detector_digest'][:12]})"
+        )
+        if origin:
+            print(f"made by: {origin}")
+        if found["readout"] is not None:
+            print(f"readout: {', '.join(f'{name} {value:g}' for name, value in found['readout'].items())}")
     if found["n_showers"] == 0:
         return
     low, high = found["energy_gev"]
     print(f"energy: {low:g} GeV" if low == high else f"energy: {low:g} to {high:g} GeV")
     print(f"visible: {_with_error(found['visible_mev'])} MeV a shower")
-    print(f"hits: {_with_error(found['hits_per_shower'])} a shower, {100 * found['occupancy']:.3g} % of {found['n_cells']} cells")
+    if not is_sums:
+        print(f"hits: {_with_error(found['hits_per_shower'])} a shower, {100 * found['occupancy']:.3g} % of {found['n_cells']} cells")
     rows = [
         [name, str(p["n"]), f"{p['energy_gev']:.4g}", _with_error({"mean": p["visible_mev"], "uncertainty": p["uncertainty_mev"]})]
         for name, p in found["particles"].items()

@@ -21,7 +21,7 @@ from torch import nn
 
 from calolife.energy.features import EnergySample, FloatArray, Prediction, check_sample, check_training
 from calolife.energy.linear import fold_linear
-from calolife.energy.trees import CLIP, WITHIN, Trees, correction_columns, fit_trees
+from calolife.energy.trees import WITHIN, Trees, correction_columns, correction_target, fit_trees
 from calolife.training import Epoch, find_devices, initialise, limit_threads, train
 
 __all__ = ["Best", "fit_best"]
@@ -151,7 +151,7 @@ def fit_best(
     Notes
     -----
     Trees and networks learn y = (E - E_lin) / sqrt(E_lin) with weights E_lin / E, which is mean((E - E')^2 / E) itself, with
-    y held within `CLIP` half-widths (see `fit_trees`). Networks of 64-64 GELU read what the trees read, standardised and blurred
+    y held within five half-widths (see `correction_target`). Networks of 64-64 GELU read what the trees read, standardised and blurred
     by noise in training. Each of five folds has trees and networks that have not seen it; the shares are the non-negative
     least-squares weights of the two corrections on these showers, together at most 1.
 
@@ -168,10 +168,8 @@ def fit_best(
     find_devices(device)
     trees, true = fit_trees(sample, seed=seed), sample.energy_gev
     base = np.maximum(fold_linear(sample, seed=seed), trees.lowest_gev)
-    root, weight = np.sqrt(base), base / true
-    target = (true - base) / root
-    limit = CLIP * float(np.quantile(np.abs(target), WITHIN))
-    target = np.clip(target, -limit, limit)
+    root = np.sqrt(base)
+    target, weight = correction_target(base, true)
     columns = correction_columns(sample, base, sample.shape_names)
     mean, width = columns.mean(axis=0), columns.std(axis=0)
     width = np.where(width > 0, width, 1.0)
@@ -198,9 +196,8 @@ def fit_best(
     by_trees = (trees.left_out_gev - base) / root
     share_trees, share_nets = _shares(np.column_stack([by_trees, left_out]), target, weight)
     energy = np.maximum(base + root * (share_trees * by_trees + share_nets * left_out), trees.lowest_gev)
-    sigma = trees.predict(sample).sigma_gev
-    assert sigma is not None
-    scale = float(np.quantile(np.abs(energy - true) / sigma, WITHIN))
+    # spreads left out too: those of showers that the trees know lie too close to their own errors
+    scale = float(np.quantile(np.abs(energy - true) / trees.left_out_sigma_gev, WITHIN))
     final = nets(np.arange(true.size), "all", _N_NETS)
     return Best(trees, mean, width, final, share_trees, share_nets, scale, energy)
 
@@ -248,7 +245,8 @@ def _fit_nets(
     unit = float(np.sqrt((weight * target**2).mean() / weight.mean())) or 1.0
     x, y, w = (torch.from_numpy(a.astype(np.float32)) for a in (inputs, target / unit, weight / weight.mean()))
     identity = hashlib.sha256(b"".join(t.numpy().tobytes() for t in (x, y, w))).hexdigest()
-    data = {one: (x.to(one), y.to(one), w.to(one)) for one in find_devices(device)}
+    copies = [(x.to(one), y.to(one), w.to(one)) for one in find_devices(device)]
+    data = {x.device: (x, y, w) for x, y, w in copies}  # "cuda" becomes "cuda:0" only on a tensor
 
     def loss(net: nn.Sequential, which: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         x, y, w = data[which.device]

@@ -24,7 +24,7 @@ from calolife.energy.features import EnergySample, FloatArray, Prediction, check
 from calolife.energy.linear import Spread, fit_spread
 from calolife.training import Epoch, dropout, find_devices, initialise, limit_threads, train
 
-__all__ = ["LAYERS_FIRST", "LAYERS_LATER", "Dnn", "fit_dnn"]
+__all__ = ["LAYERS_FIRST", "LAYERS_LATER", "Dnn", "fit_dnn", "n_validation"]
 
 LAYERS_FIRST, LAYERS_LATER = (256, 128), (256, 128, 64)  # published: the first form, without dropout; the later one, with 0.2
 _LR, _BATCH, _EPOCHS, _PATIENCE = 1e-3, 256, 500, 25  # published
@@ -224,7 +224,7 @@ def fit_dnn(
     at = np.argsort(sample.fingerprint, kind="stable")
     sample = sample.select(at)
     order = np.random.default_rng(seed).permutation(sample.n_showers)
-    n_checked = max(1, round(_VALIDATION * sample.n_showers))
+    n_checked = n_validation(sample.n_showers)
     checked, fitted = sample.select(order[:n_checked]), sample.select(order[n_checked:])
     mean, width = fitted.layer_energy_mev.mean(axis=0), fitted.layer_energy_mev.std(axis=0)
     width = np.where(width > 0, width, 1.0)  # a layer that never changes tells nothing
@@ -264,6 +264,11 @@ def fit_dnn(
     left_out, energy = model.left_out_gev, model.predict(checked).energy_gev
     left_out[at[order[:n_checked]]] = energy
     return replace(model, spread=fit_spread(energy, checked.energy_gev))
+
+
+def n_validation(n_showers: int) -> int:
+    """How many of the training showers stop the training, and are not trained on."""
+    return max(1, round(_VALIDATION * n_showers))
 
 
 def _perceptron(n_inputs: int, sizes: Sequence[int], rate: float) -> _Perceptron:

@@ -64,6 +64,8 @@ class EnergySample:
         Name of each column of `shape`.
     digest : str
         Of the detector that saw the showers; empty where a file does not tell.
+    readout : str
+        ``"simhits"``, or ``"rechits of ..."`` with the numbers of their readout; empty where a file does not tell.
 
     Raises
     ------
@@ -83,6 +85,7 @@ class EnergySample:
     shape: FloatArray = field(default_factory=lambda: np.empty((0, 0)))
     shape_names: tuple[str, ...] = ()
     digest: str = ""
+    readout: str = ""
 
     def __post_init__(self) -> None:
         for name, kind in (("layer_energy_mev", np.float64), ("energy_gev", np.float64), ("pdg_id", np.int32), ("shape", np.float64)):
@@ -196,11 +199,12 @@ def sample_of(showers: Showers | LayerSums) -> EnergySample:
         raise ValueError(
             f"detector {detector.name!r} is made of crystals; the energy models read layers: give showers of a layered calorimeter"
         )
-    if detector.n_cells == detector.n_active:
-        return EnergySample(showers.layer_energy_mev(), showers.energy_gev, showers.pdg_id, digest=detector.digest)
-    return EnergySample(
-        showers.layer_energy_mev(), showers.energy_gev, showers.pdg_id, _cell_features(showers, detector), CELL_FEATURES, detector.digest
+    seen = EnergySample(
+        showers.layer_energy_mev(), showers.energy_gev, showers.pdg_id, digest=detector.digest, readout=_readout_text(showers)
     )
+    if detector.n_cells == detector.n_active:
+        return seen
+    return replace(seen, shape=_cell_features(showers, detector), shape_names=CELL_FEATURES)
 
 
 def concatenate_samples(samples: Sequence[EnergySample]) -> EnergySample:
@@ -209,7 +213,7 @@ def concatenate_samples(samples: Sequence[EnergySample]) -> EnergySample:
     Raises
     ------
     ValueError
-        Nothing given; another number of layers, other shapes or another detector among them.
+        Nothing given; another number of layers, other shapes, another detector or another readout among them.
 
     Examples
     --------
@@ -229,6 +233,10 @@ def concatenate_samples(samples: Sequence[EnergySample]) -> EnergySample:
             )
         if other.shape_names != first.shape_names:
             raise ValueError(f"sample {i} has other shapes than sample 0; make both from cells, or both from layer sums")
+        if other.readout != first.readout:
+            raise ValueError(
+                f"sample {i} has {other.readout or 'a readout not told'}, sample 0 {first.readout or 'one not told'}; join alike"
+            )
     return replace(
         first,
         layer_energy_mev=np.concatenate([s.layer_energy_mev for s in samples]),
@@ -376,6 +384,22 @@ def _cell_features(showers: Showers, detector: LayeredCalorimeter) -> FloatArray
 def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
     """Their ratio, 0 where there is nothing below."""
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def _readout_text(showers: Showers) -> str:
+    """Kind and readout in words that a remark can quote; the same text for the same readout."""
+    if showers.readout is None:
+        return f"{showers.kind}s"
+    record = showers.readout
+    told = [
+        f"{what} {value:.10g} {unit}"
+        for what, value, unit in (
+            ("light yield", record.light_yield_pe_per_mev, "/ MeV"), ("noise", record.noise_mev, "MeV"),
+            ("threshold", record.threshold_mev, "MeV"), ("saturation", record.saturation_mev, "MeV"),
+        )
+        if value not in (0.0, np.inf)
+    ]  # fmt: skip
+    return f"{showers.kind}s of {', '.join(told) or 'an ideal readout'}"
 
 
 def _named(digest: str) -> str:

@@ -30,6 +30,7 @@ __all__ = [
 _MEV_PER_GEV = 1000.0
 _PENALTIES = 10.0 ** np.arange(-6.0, 2.1, 0.25)  # in units of the mean squared singular value of the layers
 _LEAST_COMPONENT = 1e-12  # chosen: below it a squared singular value is rounding
+_LEAST_SIZE = 0.01  # chosen: of the brightest layer; the dimmest of a stack that pions were shot at has .05
 _WITHIN = 0.683  # one standard deviation of a Gaussian
 _MOST_BINS, _LEAST_PER_BIN = 30, 20  # chosen: a quantile of 20 showers is known to a fifth
 _ROUNDS = 5  # chosen: more change no term by its error
@@ -368,7 +369,8 @@ def _ridge(sample: EnergySample) -> tuple[FloatArray, float, FloatArray]:
     common = layers.sum(axis=1)  # what the common scale multiplies
     norm2 = common @ common
     size = np.sqrt((layers**2).mean(axis=0))
-    size[size == 0] = 1.0  # a layer that never saw anything keeps the common scale
+    # a layer that hardly saw anything keeps nearly the common scale: in units of its own it could have any weight
+    size = np.maximum(size, _LEAST_SIZE * float(size.max()))
     design = layers / size
     # the common scale is free: it is projected out of the layers and the target, and comes back at the end
     scale = common @ root / norm2
@@ -397,7 +399,8 @@ def _ridge(sample: EnergySample) -> tuple[FloatArray, float, FloatArray]:
 
 def _without_each(u: FloatArray, b: FloatArray) -> FloatArray:
     """The scale of b against u, fitted without each entry in turn."""
-    scale: FloatArray = (u @ b - u * b) / (u @ u - u * u)
+    # a shower that alone makes the scale cannot be left out
+    scale: FloatArray = (u @ b - u * b) / np.maximum(u @ u - u * u, _LEAST_COMPONENT * (u @ u))
     return scale
 
 

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from calolife.energy.features import EnergySample, Prediction
 from calolife.energy.linear import Linear, ScaledSum, Uncalibrated, fit_linear, fit_sum, fit_uncalibrated
-from calolife.energy.response import ResponseCorrection, fit_response
+from calolife.energy.response import LEAST_SHOWERS, ResponseCorrection, check_response, fit_response
 from calolife.errors import FileFormatError
 from calolife.storage import load_model_state
 
 if TYPE_CHECKING:
     from calolife.training import Epoch
 
-__all__ = ["MODELS", "Linearised", "fit_energy", "linearise", "load_energy_model"]
+__all__ = ["MODELS", "Linearised", "check_linearisable", "fit_energy", "linearise", "load_energy_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +141,41 @@ def fit_energy(
     if name not in MODELS:
         near = get_close_matches(name, MODELS, n=1)
         raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)}" + (f"; did you mean {near[0]}?" if near else ""))
+    if is_linearised:
+        check_linearisable(name, sample)
     if name in ("dnn", "best"):
         model = MODELS[name](sample, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir)
     else:
         model = MODELS[name](sample, seed=seed)
     return linearise(model, sample, seed=seed) if is_linearised else model
+
+
+def check_linearisable(name: str, sample: EnergySample) -> None:
+    """Check before a fit, which may take long, that its model can be linearised after it.
+
+    Parameters
+    ----------
+    name : str
+        Of the model.
+    sample : EnergySample
+        The showers it will be fitted to.
+
+    Raises
+    ------
+    ValueError
+        ``uncalibrated``, too few showers to know the response, or all at one energy.
+    """
+    if name == "uncalibrated":
+        raise ValueError("model 'uncalibrated' is the visible energy as it is and cannot be linearised; take sum, or leave it as it is")
+    if name == "dnn":
+        from calolife.energy.dnn import n_validation  # loads torch
+
+        if (n := n_validation(sample.n_showers)) < LEAST_SHOWERS:
+            raise ValueError(
+                f"{sample.n_showers} showers are too few to linearise dnn: it is judged by the {n} that stop its training, and "
+                f"{LEAST_SHOWERS} are needed; give {LEAST_SHOWERS * 10} or more"
+            )
+    check_response(sample.energy_gev)
 
 
 def linearise(model: Any, sample: EnergySample, *, seed: int = 0) -> Linearised:
@@ -164,8 +194,7 @@ def linearise(model: Any, sample: EnergySample, *, seed: int = 0) -> Linearised:
     ValueError
         ``uncalibrated``, a loaded model, or too few showers to know the response.
     """
-    if model.name == "uncalibrated":
-        raise ValueError("model 'uncalibrated' is the visible energy as it is and cannot be linearised; take sum, or leave it as it is")
+    check_linearisable(model.name, sample)
     # one scale fitted to all showers tells nothing about any of them
     left_out = model.predict(sample).energy_gev if model.name == "sum" else model.left_out_gev
     if left_out.size != sample.n_showers:

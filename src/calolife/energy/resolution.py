@@ -38,6 +38,7 @@ _FEW_ENERGIES = 20  # chosen: a beam test has fewer energies, a simulated spectr
 # chosen: round energies, about as many showers of a flat spectrum in each above 10 GeV; 5 and 85 stand for the usual limits of a test
 _ROUND_GEV = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 85.0)
 _CHUNK = 1 << 22  # chosen: numbers held at once, 32 MB
+_SEEN = 2.0  # errors; chosen: what is shown as a value; see `fit_resolution` for how little two errors say
 _ONE_SIDED_95 = 1.645  # standard deviations of a Gaussian
 _RISE_68, _RISE_95 = 1.0, _ONE_SIDED_95**2  # of -2 ln L
 
@@ -161,6 +162,12 @@ class Resolution:
     def errors(self) -> FloatArray:
         """Standard errors of S, N, C, (term,)."""
         return np.sqrt(np.diag(self.covariance))
+
+    @property
+    def is_seen(self) -> tuple[bool, bool, bool]:
+        """Whether each of S, N, C is above two of its errors; of one that is not, tables and figures give the limit."""
+        s, n, c = (self._terms > _SEEN * self.errors).tolist()
+        return s, n, c
 
     def at(self, energy_gev: ArrayLike) -> FloatArray:
         """sigma/E at energies (...) [GeV] that must be > 0."""
@@ -364,7 +371,8 @@ def fit_resolution(energy_gev: ArrayLike, resolution: ArrayLike, error: ArrayLik
     Covariance by HESSE. Only squares of the terms enter, so none comes out below 0. A term that is 0 comes out as 0
     about every second time; the slope there is 0 and HESSE means nothing. The error of a term below its error is
     instead how far up -2 ln L rises by 1 (MINOS), its correlations are left out, and `Resolution.upper95` is the number
-    to quote. Seen is a term at four times its error, not two: its square is then two standard deviations from 0.
+    to quote. Shown as a value is a term above two of its errors (`Resolution.is_seen`), but only at four is it proven: its
+    square is then two standard deviations from 0.
 
     Examples
     --------

@@ -11,14 +11,14 @@ from scipy.interpolate import PchipInterpolator
 
 from calolife.energy.features import FloatArray, Prediction
 
-__all__ = ["ResponseCorrection", "fit_response"]
+__all__ = ["LEAST_SHOWERS", "ResponseCorrection", "check_response", "fit_response"]
 
 _N_KNOTS = 24  # chosen: a fifth of an octave between 1 and 100 GeV; the smoothing decides how many of them count
 _SMOOTHING = 10.0 ** np.arange(-1.0, 6.1, 0.5)
 _N_FOLDS = 5
 _MOST_ROUNDS, _CLOSED = 6, 5e-4  # chosen: well below the 1 % asked for; two or three rounds reach it
 _LEAST_SLOPE = 0.2  # chosen: d ln f / d ln E'; a flatter correction would throw showers of different energies together
-_LEAST_SHOWERS = 100  # chosen: below it the mean response is not known to a percent
+LEAST_SHOWERS = 100  # chosen: below it the mean response is not known to a percent
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,14 +151,11 @@ def fit_response(predicted_gev: ArrayLike, true_gev: ArrayLike, *, seed: int = 0
     predicted, true = np.asarray(predicted_gev, dtype=np.float64), np.asarray(true_gev, dtype=np.float64)
     if predicted.ndim != 1 or predicted.shape != true.shape:
         raise ValueError(f"{predicted.shape} predicted and {true.shape} true energies; give one of each per shower")
-    if predicted.size < _LEAST_SHOWERS:
-        raise ValueError(f"{predicted.size} showers are too few to correct the response; give at least {_LEAST_SHOWERS}")
     if not (np.isfinite(predicted).all() and np.isfinite(true).all() and (true > 0).all()):
         raise ValueError("predicted energies must be finite, true ones finite and > 0; drop what is not")
+    check_response(true)
     log_true = np.log(true)
     knots = np.linspace(log_true.min(), log_true.max(), _N_KNOTS)
-    if knots[-1] - knots[0] < 1e-6:
-        raise ValueError("all showers have one true energy, which tells no response against energy; give a range of energies")
     basis = _hats(log_true, knots)
     fold = np.random.default_rng(seed).permutation(true.size) % _N_FOLDS
     # a factor first, so that the knots lie where the predictions are even for a sum that is not calibrated
@@ -173,6 +170,20 @@ def fit_response(predicted_gev: ArrayLike, true_gev: ArrayLike, *, seed: int = 0
         if np.abs(mean - 1).max() < _CLOSED:
             break
     return found
+
+
+def check_response(true_gev: FloatArray) -> None:
+    """Check that showers of these true energies, (shower,) [GeV], tell a response against energy.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 100, or all at one energy.
+    """
+    if true_gev.size < LEAST_SHOWERS:
+        raise ValueError(f"{true_gev.size} showers are too few to correct the response; give at least {LEAST_SHOWERS}")
+    if np.log(true_gev.max() / true_gev.min()) < 1e-6:
+        raise ValueError("all showers have one true energy, which tells no response against energy; give a range of energies")
 
 
 def _hats(x: FloatArray, knots: FloatArray) -> FloatArray:

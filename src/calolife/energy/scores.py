@@ -18,6 +18,7 @@ FloatArray = NDArray[np.float64]
 
 FIGURES = ("mean_rel_percent", "sigma_rel_percent", "mae_gev", "rmse_gev", "rel_loss", "sigma_eff_percent")
 _SMALLER_IS_BETTER = FIGURES[1:]
+_FEWEST = 10  # chosen: resampled, so few vary too little: intervals of 5 showers miss the truth one time in six
 _CHUNK = 1 << 22  # chosen: numbers held at once, 32 MB
 
 
@@ -92,7 +93,8 @@ class EnergyComparison:
     ratio, ratio_low, ratio_high : float
         Model over baseline; NaN where the baseline is 0.
     verdict : str
-        ``"better"``, ``"worse"``, or ``"no difference"`` when the interval of the difference holds zero.
+        ``"better"``, ``"worse"``, or ``"no difference"`` when the interval of the difference holds zero or there are fewer
+        than 10 showers.
     """
 
     model: str
@@ -213,8 +215,8 @@ def compare_energy(
     Notes
     -----
     Percentiles of the bootstrap: both models see the same showers in every replica, so that what they share, above all
-    the showers that no model measures well, drops out. One in twenty intervals misses the truth: of twenty comparisons,
-    one will speak of a difference that is not there.
+    the showers that no model measures well, drops out. One in twenty intervals misses the truth, more of samples so small that
+    they may lack the worst showers: of twenty comparisons, one will speak of a difference that is not there.
 
     Examples
     --------
@@ -242,8 +244,8 @@ def compare_energy(
                 difference = _with_interval(value[m, k] - value[b, k], replicas[:, m, k] - replicas[:, b, k])
                 ratio = _with_interval(_over(value[m, k], value[b, k]), _over(replicas[:, m, k], replicas[:, b, k]))
                 verdict = "better" if difference[2] < 0 else "worse" if difference[1] > 0 else "no difference"
-                if n < 2:
-                    verdict = "no difference"  # one shower, resampled, is always itself
+                if n < _FEWEST:
+                    verdict = "no difference"
                 d, d_low, d_high = difference.tolist()
                 r, r_low, r_high = ratio.tolist()
                 rows.append(EnergyComparison(model, baseline, particle, figure, n, d, d_low, d_high, r, r_low, r_high, verdict))

@@ -17,7 +17,7 @@ from calolife.errors import FileFormatError
 if TYPE_CHECKING:
     import lightgbm as lgb
 
-__all__ = ["CLIP", "WITHIN", "Trees", "correction_columns", "fit_trees"]
+__all__ = ["WITHIN", "Trees", "correction_columns", "correction_target", "fit_trees"]
 
 _MEV_PER_GEV = 1000.0
 _LEAST_VISIBLE_MEV = 1e-3  # chosen: no cell reads as little, so it stands for nothing at all
@@ -35,7 +35,7 @@ _SHARED: dict[str, Any] = {
 _LEAST_IN_LEAF = 40  # chosen: as above
 # chosen: five times what two thirds of the showers stay within. Pions that pass as one track or decay in flight leave 2 GeV
 # whatever they had; no shape tells their energy, and a few of them would hold half of the loss
-CLIP = 5.0
+_CLIP = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,8 @@ class Trees:
         Makes 68.3 % of the showers left out lie within their sigma.
     left_out_gev : float array, (shower,) [GeV]
         Energy of each training shower by trees fitted without it. Kept for what is fitted on top; not stored.
+    left_out_sigma_gev : float array, (shower,) [GeV]
+        Its spread, by trees of the spread fitted without it; not stored.
     digest : str
     """
 
@@ -67,6 +69,7 @@ class Trees:
     spread_text: str
     spread_scale: float
     left_out_gev: FloatArray
+    left_out_sigma_gev: FloatArray
     digest: str = ""
 
     @property
@@ -108,8 +111,9 @@ class Trees:
         text, spread_text = (arrays[name].tobytes().decode() for name in ("text", "spread_text"))
         shape_names = tuple(str(name) for name in meta["shape_names"])
         return cls(
-            linear, float(meta["lowest_gev"]), shape_names, text, spread_text, float(meta["spread_scale"]), np.empty(0), str(meta["digest"])
-        )
+            linear, float(meta["lowest_gev"]), shape_names, text, spread_text, float(meta["spread_scale"]), np.empty(0), np.empty(0),
+            str(meta["digest"]),
+        )  # fmt: skip
 
 
 def fit_trees(sample: EnergySample, *, seed: int = 0) -> Trees:
@@ -155,10 +159,7 @@ def fit_trees(sample: EnergySample, *, seed: int = 0) -> Trees:
     lowest = 0.5 * float(true.min())
     base = np.maximum(fold_linear(sample, seed=seed), lowest)
     columns, root = correction_columns(sample, base, sample.shape_names), np.sqrt(base)
-    target = (true - base) / root
-    limit = CLIP * float(np.quantile(np.abs(target), WITHIN))
-    target = np.clip(target, -limit, limit)
-    weight = base / true
+    target, weight = correction_target(base, true)
     mixed = np.random.default_rng(seed).permutation(true.size)
     held = np.array_split(mixed, _N_FOLDS)
     folds = [(np.setdiff1d(mixed, h), h) for h in held]
@@ -182,7 +183,28 @@ def fit_trees(sample: EnergySample, *, seed: int = 0) -> Trees:
         expected[h] = _of(lgb.train(settings, lgb.Dataset(columns[rest], error[rest]), _SPREAD_ROUNDS), columns[h])
     spread = lgb.train(settings, lgb.Dataset(columns, error), _SPREAD_ROUNDS)
     scale = float(np.exp(np.quantile(error - expected, WITHIN)))
-    return Trees(linear, lowest, sample.shape_names, _text(trees), _text(spread), scale, left_out, sample.digest)
+    sigma = scale * root * np.exp(expected)
+    return Trees(linear, lowest, sample.shape_names, _text(trees), _text(spread), scale, left_out, sigma, sample.digest)
+
+
+def correction_target(base: FloatArray, true_gev: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """What a correction of the linear energy learns, and the weights that make its squared error the published loss.
+
+    Parameters
+    ----------
+    base, true_gev : float array, (shower,) [GeV]
+        Linear energy, > 0, and true energy.
+
+    Returns
+    -------
+    target : float array, (shower,)
+        (E - E_lin) / sqrt(E_lin), held within five half-widths.
+    weight : float array, (shower,)
+        E_lin / E.
+    """
+    target = (true_gev - base) / np.sqrt(base)
+    limit = _CLIP * float(np.quantile(np.abs(target), WITHIN))
+    return np.clip(target, -limit, limit), base / true_gev
 
 
 def _per_leaf(n_showers: int) -> int:

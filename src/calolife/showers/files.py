@@ -32,6 +32,7 @@ __all__ = [
     "SHOWERS_FILE",
     "LayerSums",
     "count_showers",
+    "holds_layer_sums",
     "iter_showers",
     "read_layer_sums",
     "read_showers",
@@ -223,6 +224,22 @@ def count_showers(path: str | Path, *, detector: Detector | None = None) -> int:
     """
     with _opened(Path(path), detector) as source:
         return source.n_showers
+
+
+def holds_layer_sums(path: str | Path) -> bool:
+    """Whether a file keeps the sums of layers only, no cells; False for what is not HDF5.
+
+    Raises
+    ------
+    FileFormatError
+        HDF5 that is damaged.
+    """
+    import h5py
+
+    if not (Path(path).is_file() and h5py.is_hdf5(path)):
+        return False
+    with _hdf5(Path(path)) as file:
+        return _is_layer_sums(file) and not np.array_equal(file.attrs.get("format"), _FORMAT)
 
 
 def read_layer_sums(path: str | Path) -> LayerSums:

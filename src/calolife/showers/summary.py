@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from calolife.detector.presets import Detector
 from calolife.showers.events import PDG
-from calolife.showers.files import iter_showers
+from calolife.showers.files import iter_showers, read_layer_sums
 
-__all__ = ["Moments", "describe_showers"]
+__all__ = ["Moments", "describe_layer_sums", "describe_showers"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ def describe_showers(path: str | Path, *, detector: Detector | None = None) -> d
     -----
     Read part by part: memory does not grow with the file.
     """
-    named = {code: name for name, code in PDG.items()}
     visible, hits, first = Moments(), Moments(), None
     particles: dict[str, tuple[Moments, Moments]] = {}
     lowest, highest = math.inf, -math.inf
@@ -82,7 +81,7 @@ def describe_showers(path: str | Path, *, detector: Detector | None = None) -> d
         if part.n_showers:
             lowest, highest = min(lowest, float(part.energy_gev.min())), max(highest, float(part.energy_gev.max()))
         for code in np.unique(part.pdg_id).tolist():
-            name, of_code = named.get(code, f"pdg {code}" if code else "unknown"), part.pdg_id == code
+            name, of_code = _named(code), part.pdg_id == code
             energy, seen = particles.get(name, (Moments(), Moments()))
             particles[name] = energy.add(part.energy_gev[of_code]), seen.add(part.visible_mev[of_code])
     assert first is not None  # iter_showers gives one part at least
@@ -105,3 +104,36 @@ def describe_showers(path: str | Path, *, detector: Detector | None = None) -> d
             for name, (energy, seen) in sorted(particles.items())
         },
     }
+
+
+def describe_layer_sums(path: str | Path) -> dict[str, Any]:
+    """The same of a file that keeps the sums of layers only, as far as it goes.
+
+    Raises
+    ------
+    FileFormatError
+        As `read_layer_sums`.
+    """
+    sums = read_layer_sums(path)
+    visible = Moments().add(sums.layer_energy_mev.sum(axis=1))
+    particles = {}
+    for code in np.unique(sums.pdg_id).tolist():
+        of_code = sums.pdg_id == code
+        seen = Moments().add(sums.layer_energy_mev[of_code].sum(axis=1))
+        particles[_named(code)] = {
+            "n": seen.n, "energy_gev": float(sums.energy_gev[of_code].mean()), "visible_mev": seen.mean, "uncertainty_mev": seen.uncertainty
+        }  # fmt: skip
+    return {
+        "path": str(path),
+        "kind": "layer sums",
+        "n_layers": sums.layer_energy_mev.shape[1],
+        "n_showers": visible.n,
+        "energy_gev": [float(sums.energy_gev.min()), float(sums.energy_gev.max())] if visible.n else [math.nan, math.nan],
+        "visible_mev": {"mean": visible.mean, "uncertainty": visible.uncertainty},
+        "particles": dict(sorted(particles.items())),
+    }
+
+
+def _named(code: int) -> str:
+    names = {code: name for name, code in PDG.items()}
+    return names.get(code, f"pdg {code}" if code else "unknown")

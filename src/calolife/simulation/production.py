@@ -24,7 +24,7 @@ from calolife.showers.events import Showers
 from calolife.simulation.engines import check_request, simulate_showers
 from calolife.simulation.particles import PDG, Particles, parse_particle, sample_particles
 
-__all__ = ["Production", "Summary", "n_cores", "read_part", "simulate_parts", "summarise"]
+__all__ = ["Production", "Summary", "n_cores", "read_part", "simulate_parts", "start_worker", "summarise"]
 
 FloatArray = NDArray[np.float64]
 Report = Callable[[str, float, float], None]
@@ -255,7 +255,7 @@ def _simulate_here(production: Production, missing: Sequence[tuple[Path, int, in
 def _simulate_beside(production: Production, missing: Sequence[tuple[Path, int, int]], *, workers: int) -> Iterator[int]:
     before = set(multiprocessing.active_children())
     # spawned, not forked: a copy of a process with compiled threads or with Geant4 in it may hang
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
         running: set[Future[int]] = set()
         waiting = iter(missing)
@@ -278,7 +278,8 @@ def _simulate_beside(production: Production, missing: Sequence[tuple[Path, int, 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Initialise a spawned process: it leaves Ctrl-C to its parent and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
