@@ -34,7 +34,8 @@ def run_search(seed: int, options: argparse.Namespace, folder: Path) -> dict:
     rounds = {}
     for one in document["rounds"]:
         keep = {document["best"], one["reference"]}
-        rounds[one["engine"]] = {"showers": one["showers"], "figures": [f for f in one["figures"] if f["detector"] in keep]}
+        name = "confirm" if one["engine"] in rounds else one["engine"]
+        rounds[name] = {"showers": one["showers"], "figures": [f for f in one["figures"] if f["detector"] in keep]}
     return {"seed": seed, "wall_s": time.perf_counter() - began, "reference": document["reference"], "best": best, "rounds": rounds}
 
 
@@ -56,4 +57,5 @@ if __name__ == "__main__":
             found.append(run_search(number, given, given.runs or Path(scratch)))
             print(json.dumps(found[-1]["best"]["sections"]), f"{found[-1]['wall_s']:.0f} s", flush=True)
     setup = {key: value for key, value in vars(given).items() if key not in ("out", "runs")}
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": platform.platform(), "setup": setup, "searches": found}, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calolife.design.judge import judge
-from calolife.design.scores import OBJECTIVES, Measured, bootstrap_scores, compare_designs, reconstruct, score
+from calolife.design.scores import OBJECTIVES, Measured, _groups, bootstrap_scores, compare_designs, reconstruct, score
 from calolife.design.search import DesignTask, Trial, front_of, measure, mixed, pick_best, search, stage_seed
 from calolife.design.space import TEXTBOOK_POINT, DesignLimits, build_detector, with_cells
 from calolife.detector.layers import Layer, LayeredCalorimeter
@@ -137,10 +137,10 @@ def test_reconstruction_does_not_see_the_energy_of_the_shower_itself() -> None:
     pdg_id = np.full(300, 22, np.int32)
     found = reconstruct(detector, layers, energy, pdg_id).predicted_gev
     changed = energy.copy()
-    changed[7] *= 3
+    changed[7] *= 10
     again = reconstruct(detector, layers, changed, pdg_id).predicted_gev
-    # all but the choice among a few penalties is without the shower
-    assert again[7] == pytest.approx(found[7], rel=0.02)
+    # all but the choice among a few penalties is without the shower; weights fitted with it move by 2e-3
+    assert again[7] == pytest.approx(found[7], rel=5e-4)
     assert abs(again - found).max() > 0
 
 
@@ -150,6 +150,7 @@ def test_neighbours_of_one_kind_share_a_weight_and_others_do_not() -> None:
         LayeredCalorimeter("stack", (), 100.0, 100.0).add_period(6, lead, plastic).add_period(2, replace(lead, thickness_mm=5.0), plastic)
     )
     rng = np.random.default_rng(1)
+    assert _groups(detector).tolist() == [0, 0, 0, 0, 1, 1, 2, 2]
     weight = np.repeat([0.3, 0.5, 0.9], [4, 2, 2])
     layers = rng.gamma(2.0, 50.0, (400, 8))
     measured = reconstruct(detector, layers, layers @ weight, np.full(400, 22, np.int32))

@@ -60,7 +60,7 @@ def test_a_run_holds_detectors_drawings_the_front_and_the_history(run: Path) -> 
     assert document["confirmed_by"] == "fast"
     best = document["best"]
     assert load_detector(run / "best.toml").name == best
-    ratio = stored.metrics[f"ratio mean-sigma-eff {best} sandwich fast"]
+    ratio = stored.metrics[f"ratio mean-sigma-eff {best} sandwich fast confirmed"]
     assert ratio.n == 300
     assert 0 < ratio.uncertainty < 0.5
 
@@ -95,6 +95,17 @@ def test_json_is_one_document(rival: str, tmp_path: Path, capsys: pytest.Capture
     assert document["objective"] == "rel-loss"
     figures = document["rounds"][0]["figures"]
     assert {"detector", "figure", "value", "error", "unit", "n", "ratio", "ratio_low", "ratio_high"} <= set(figures[0])
+
+
+def test_both_rounds_of_one_engine_are_told_apart(run: Path) -> None:
+    figures = pl.read_parquet(run / "figures.parquet")
+    assert figures.unique(["round", "detector", "figure"]).height == figures.height
+    assert figures.group_by("round").agg(pl.col("n").unique()).sort("round")["n"].to_list() == [[900], [300]]
+
+
+def test_a_design_of_an_earlier_search_needs_a_name_of_its_own(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SMALL, "--trials", "2", "--out", str(tmp_path / "run"), "--against", str(run / "best.toml")]) == 2
+    assert "change it in the file" in capsys.readouterr().err
 
 
 def test_without_a_published_stack_in_the_limits_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

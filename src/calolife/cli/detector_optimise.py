@@ -80,6 +80,7 @@ def optimise(
     from importlib.metadata import version
 
     from calolife.design.judge import judge
+    from calolife.design.scores import WORST
     from calolife.design.search import DesignTask, search
     from calolife.design.space import DesignLimits
     from calolife.detector.presets import preset_names
@@ -100,6 +101,8 @@ def optimise(
     task.check_showers(confirm_showers if confirm else showers)
     if "geant4" in (engine, confirm):
         _need_geant4()
+    if confirm is None and (confirm_best, confirm_showers) != (3, 2000):
+        say("without --confirm nothing is confirmed: --confirm-best and --confirm-showers change nothing", quiet=quiet)
     published, left_out = _rivals(against, task)
     asked = used_options(ctx)
     del asked["options"]["workers"]  # nothing depends on it: an unfinished search may go on with another number
@@ -111,7 +114,7 @@ def optimise(
     asked |= {"against_digests": [stack.digest for stack in published], "engine_digest": engine_digest(), "optuna": version("optuna")}
     n_workers = workers or n_cores()
     with new_run(out, config=asked, seed=seed, inputs=paths, force=force) as run, progress_bar(quiet=quiet, rate=True) as report:
-        if run.is_resumed and (n_found := len(list((run.path / "trials").glob("*.json")))):
+        if run.is_resumed and (n_found := len(list((run.path / "trials").glob("[0-9]*.json")))):
             say(f"taking up {n_found} finished designs", quiet=quiet)
         looked_at = search(task, run.path / "trials", n_trials=trials, is_pareto=is_pareto, workers=n_workers, tell=report)
         verdict = judge(
@@ -123,6 +126,9 @@ def optimise(
         for folder in ("trials", "parts"):
             shutil.rmtree(run.path / folder)
         log(run, f"looked at {trials} designs with {engine}")
+    best = verdict.rounds[-1].figure(verdict.designs[0].name, objective)
+    if best.value >= WORST:
+        say("no design sees anything: the limits leave no room for a calorimeter", quiet=quiet)
     for name, why in left_out.items():
         say(f"{name} is not compared with: {why}", quiet=quiet)
     if as_json:
@@ -153,8 +159,10 @@ def _rivals(against: list[str] | None, task: DesignTask) -> tuple[list[LayeredCa
         loaded = load_detector(name)
         if not isinstance(loaded, LayeredCalorimeter):
             raise ValueError(f"--against {name}: crystals have no layers; compare with a detector of layers")
-        if any(loaded.name == other.name for other in found) or loaded.name.startswith("design-"):
+        if any(loaded.name == other.name for other in found):
             raise ValueError(f"--against {name}: the name {loaded.name} is taken; give every detector another one")
+        if loaded.name.startswith("design-"):
+            raise ValueError(f"--against {name}: names like {loaded.name} are those of this search's own designs; change it in the file")
         if broken := violations(loaded, task):
             if against:
                 raise ValueError(f"--against {name} is not within the limits: {'; '.join(broken)}")
@@ -169,13 +177,15 @@ def _metrics(verdict: Verdict, objective: str) -> dict[str, Metric]:
 
     metrics = {}
     best = verdict.designs[0].name
-    for shown in verdict.rounds:
+    for i, shown in enumerate(verdict.rounds):
+        # the rounds may be of one engine
+        what = f"{shown.engine} confirmed" if i else shown.engine
         for f in shown.figures:
             if f.figure == objective or f.detector in (best, shown.reference):
-                metrics[f"{f.figure} {f.detector} {shown.engine}"] = Metric(f.value, f.error, f.unit, f.n)
+                metrics[f"{f.figure} {f.detector} {what}"] = Metric(f.value, f.error, f.unit, f.n)
             if f.detector == best and shown.reference:
                 width = (f.ratio_high - f.ratio_low) / 3.92  # of a Gaussian's 95 % interval, in standard errors
-                metrics[f"ratio {f.figure} {best} {shown.reference} {shown.engine}"] = Metric(f.ratio, width, "", f.n)
+                metrics[f"ratio {f.figure} {best} {shown.reference} {what}"] = Metric(f.ratio, width, "", f.n)
     return metrics
 
 
@@ -210,9 +220,8 @@ def _save(
 
     history = _history(trials, task)
     write_table(run, "history", history)
-    figures = pl.DataFrame([{"engine": r.engine, **asdict(f)} for r in verdict.rounds for f in r.figures]).with_columns(
-        pl.col("ratio", "ratio_low", "ratio_high").fill_nan(None)
-    )
+    rows = [{"round": i, "engine": r.engine, **asdict(f)} for i, r in enumerate(verdict.rounds, 1) for f in r.figures]
+    figures = pl.DataFrame(rows).with_columns(pl.col("ratio", "ratio_low", "ratio_high").fill_nan(None))
     write_table(run, "figures", figures)
     write_json(run, "results", _without_nan(document))
     write_metrics(run, metrics)
@@ -272,24 +281,29 @@ def _without_nan(value: Any) -> Any:
 
 
 def _print(verdict: Verdict, objective: str, out: Path) -> None:
+    from calolife.cli.energy_tables import with_error
     from calolife.design.scores import OBJECTIVES
 
     last = verdict.rounds[-1]
     kinds = [f.figure for f in last.figures if f.detector == last.detectors[0]]
     # the objective, what it is the mean of, and the mixture: a table of all figures would be too wide
-    shown = list(dict.fromkeys([objective, "all-sigma-eff", *(kind for kind in kinds if kind not in OBJECTIVES)]))
+    own = [kind for kind in kinds if kind not in OBJECTIVES]
+    shown = list(dict.fromkeys([objective, "all-sigma-eff", *own]))
+    if len(own) == 1:  # one kind of particle is the mean and the mixture
+        shown = list(dict.fromkeys([own[0] if objective.endswith("sigma-eff") else objective, *own]))
     of = {detector.name: detector for detector in (*verdict.designs, *verdict.published)}
     unit = {f.figure: f.unit for f in last.figures}
     rows = []
     for name in sorted(last.detectors, key=lambda name: last.figure(name, objective).value):
-        values = [f"{(f := last.figure(name, figure)).value:.3g} +- {f.error:.1g}" for figure in shown]
+        values = [with_error((f := last.figure(name, figure)).value, f.error) for figure in shown]
         f = last.figure(name, objective)
         ratio = "" if f.ratio != f.ratio or name == last.reference else f"{f.ratio:.3f} [{f.ratio_low:.3f}, {f.ratio_high:.3f}]"
         rows.append([name, f"{of[name].cost_chf:.0f}", *values, ratio])
     titles = [f"{figure.replace('-sigma-eff', '')} [{unit[figure]}]" for figure in shown]
     n_columns = len(shown) + (3 if last.reference else 2)
     header = ["detector", "cost [CHF]", *titles, f"ratio to {last.reference}"]
-    title = f"effective sigma, {last.showers} showers each, {last.engine} engine"
+    what = "effective sigma" if objective.endswith("sigma-eff") else f"{objective} and effective sigma"
+    title = f"{what}, {last.showers} showers each, {last.engine} engine"
     print_table(title, header[:n_columns], [row[:n_columns] for row in rows])
     best = verdict.designs[0]
     for i, section in enumerate(best.sections()):

@@ -68,19 +68,21 @@ def plot_front(
     for is_pruned, style, label in ((True, {"alpha": 0.35, "ms": 3}, "Stopped early"), (False, {"alpha": 0.9, "ms": 4.5}, "Design")):
         shown = [t for t in trials if t.is_pruned == is_pruned]
         if shown:
-            ax.plot([_chf(t.cost_chf) for t in shown], [t.score for t in shown], "o", color="0.6", mec="none", label=label, **style)  # type: ignore[arg-type]
+            at, value = [_chf(t.cost_chf, budget_chf) for t in shown], [t.score for t in shown]
+            ax.plot(at, value, "o", color="0.6", mec="none", label=label, **style)  # type: ignore[arg-type]
     front = front_of(trials)
-    cost = [*(_chf(t.cost_chf) for t in front), budget_chf]
+    cost = [*(_chf(t.cost_chf, budget_chf) for t in front), budget_chf]
     ax.step(cost, [*(t.score for t in front), front[-1].score], where="post", color=COLOURS[0], lw=1.6, label="Front")
     for k, shown_round in enumerate(rounds):
         for is_design in (True, False):
             names = [n for n in shown_round.detectors if n.startswith("design-") == is_design]
             found = [shown_round.figure(name, objective) for name in names]
             if found:
-                label = f"{'Best designs' if is_design else 'Published stacks'} again, {_ENGINES[shown_round.engine]}"
+                label = f"{'Best designs again' if is_design else 'Compared with'}, {_measured_with(shown_round)}"
                 is_last = shown_round is rounds[-1]
+                at = [_chf(cost_chf[name], budget_chf) for name in names]
                 ax.errorbar(
-                    [_chf(cost_chf[name]) for name in names], [f.value for f in found], [f.error for f in found], ls="none", capsize=2,
+                    at, [f.value for f in found], [f.error for f in found], ls="none", capsize=2,
                     marker=MARKERS[k] if is_design else "*", ms=6 if is_design else 11, mfc=None if is_last else "white",
                     color=COLOURS[2] if is_design else COLOURS[4], label=label,
                 )  # fmt: skip
@@ -89,16 +91,18 @@ def plot_front(
     ax.set_yscale("log")
     plain_ticks(ax.xaxis)
     plain_ticks(ax.yaxis)
-    every = [*(t.score for t in trials), *(r.figure(n, objective).value for r in rounds for n in r.detectors)]
+    again = [r.figure(n, objective) for r in rounds for n in r.detectors]
+    every = [*(t.score for t in trials), *(f.value for f in again)]
     # what sees next to nothing would press everything else together
-    ax.set_ylim(0.85 * min(every), min(1.1 * max(every), 6 * min(every)))
+    high = min(1.1 * max(*every, *(f.value + f.error for f in again)), 6 * min(every))
+    ax.set_ylim(0.92 * _least([*every, *(f.value - f.error for f in again)], min(every)), high)
     last = rounds[-1]
     for name in last.detectors:
         if not name.startswith("design-"):
-            at = (_chf(cost_chf[name]), last.figure(name, objective).value)
-            is_right = at[0] > 0.3 * budget_chf
+            here = (_chf(cost_chf[name], budget_chf), last.figure(name, objective).value)
+            is_right = here[0] > 0.3 * budget_chf
             ax.annotate(
-                name, at, xytext=(-9 if is_right else 9, 0), textcoords="offset points", ha="right" if is_right else "left", va="center",
+                name, here, xytext=(-9 if is_right else 9, 0), textcoords="offset points", ha="right" if is_right else "left", va="center",
                 fontsize=8, color=COLOURS[4],
             )  # fmt: skip
     ax.text(budget_chf, ax.get_ylim()[1], "budget ", ha="right", va="top", rotation=90, fontsize=8, color="0.3")
@@ -138,13 +142,14 @@ def plot_history(trials: Sequence[Trial], *, objective: str, title: str = "", ax
     ax.step(number, np.where(np.isfinite(best), best, np.nan), where="post", color=COLOURS[2], lw=1.6, label="Best so far")
     ax.set_yscale("log")
     plain_ticks(ax.yaxis)
-    ax.set_ylim(0.9 * value.min(), min(1.1 * value.max(), 30 * value.min()))
+    high = min(1.1 * float(np.where(full, value + error, value).max()), 30 * value.min())
+    ax.set_ylim(0.95 * _least(np.where(full, value - error, value).tolist(), value.min()), high)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.xaxis.minorticks_off()
     ax.set_xlabel("Trial")
     ax.set_ylabel(_LABELS[objective])
     ax.set_title(title, loc="left", fontsize="medium")
-    ax.legend(frameon=False, loc="upper right")
+    ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return ax
 
 
@@ -179,7 +184,7 @@ def plot_comparison(rounds: Sequence[Round], *, objective: str = "mean-sigma-eff
         for k, kind in enumerate(kinds):
             found = [shown.figure(name, f"{kind}-sigma-eff") for name in shown.detectors]
             at = [names.index(f.detector) + (0.16 * (i - 0.5 * (len(rounds) - 1))) for f in found]
-            label = f"{_SYMBOLS.get(kind, kind)}, {_ENGINES[shown.engine]}"
+            label = f"{_SYMBOLS.get(kind, kind)}, {_measured_with(shown)}"
             ax.errorbar(
                 [f.value for f in found], at, xerr=[f.error for f in found], ls="none", marker=MARKERS[k], ms=5.5, capsize=2,
                 color=COLOURS[(2, 0, 4, 1, 5, 6)[k % 6]], mfc="white" if shown is not rounds[-1] else None, label=label,
@@ -195,5 +200,15 @@ def plot_comparison(rounds: Sequence[Round], *, objective: str = "mean-sigma-eff
     return ax
 
 
-def _chf(cost: float) -> float:
-    return max(cost, 1.0)  # polystyrene is free and the axis is logarithmic
+def _measured_with(shown: Round) -> str:
+    """Both rounds may be of one engine."""
+    return f"{_ENGINES[shown.engine]}, {shown.showers} showers"
+
+
+def _least(values: Sequence[float], otherwise: float) -> float:
+    """Lower end of a logarithmic axis: the smallest value, unless an error bar would take it far below the scores."""
+    return max(min(values), 0.5 * otherwise)
+
+
+def _chf(cost: float, budget_chf: float) -> float:
+    return max(cost, min(1.0, budget_chf))  # polystyrene is free and the axis is logarithmic

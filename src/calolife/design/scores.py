@@ -15,7 +15,7 @@ from calolife.energy.linear import fit_linear
 from calolife.energy.resolution import shortest_half
 from calolife.simulation.particles import PDG
 
-__all__ = ["OBJECTIVES", "Figure", "Measured", "bootstrap_scores", "compare_designs", "reconstruct", "score"]
+__all__ = ["OBJECTIVES", "WORST", "Figure", "Measured", "bootstrap_scores", "compare_designs", "reconstruct", "score"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -25,7 +25,7 @@ OBJECTIVES = {"mean-sigma-eff": "%", "all-sigma-eff": "%", "sigma-rel": "%", "re
 
 _TIED = 4  # chosen: neighbours of one kind share a weight; more and fewer reconstruct Geant4's published stacks no better
 _FEWEST_VISIBLE = 20  # what `fit_linear` needs
-_WORST = 1000.0  # percent; that of a detector that sees nothing
+WORST = 1000.0  # percent; that of a detector that sees nothing
 _N_BOOTSTRAP = 400  # chosen: a standard error to 4 %
 _AT_ONCE = 1 << 22  # chosen: numbers of a bootstrap held at once, 32 MB
 
@@ -178,7 +178,7 @@ def _effective(ratio: FloatArray) -> FloatArray:
 def _relative(width: FloatArray, response: FloatArray) -> FloatArray:
     """Percent; where the response is not > 0 nothing is measured."""
     percent = 100 * width / np.where(response > 0, response, 1.0)
-    return np.where(response > 0, np.minimum(percent, _WORST), _WORST)
+    return np.where(response > 0, np.minimum(percent, WORST), WORST)
 
 
 @dataclass(frozen=True)
