@@ -33,7 +33,7 @@ def loss(sample: EnergySample, energy_gev: np.ndarray) -> float:
 def test_the_shape_tells_what_the_linear_energy_misses(fitted: Best) -> None:
     other = toy(2000, seed=2)
     linear, best = (loss(other, m.predict(other).energy_gev) for m in (fitted.trees.linear, fitted))
-    assert best < 0.9 * linear
+    assert best < 0.9 * linear  # the visible fraction spreads by 14 %, all of it in the shape: far more than a tenth is to be had
 
 
 def test_the_blend_is_no_worse_than_the_trees_alone_on_showers_left_out(fitted: Best) -> None:
@@ -119,6 +119,7 @@ def test_a_linearised_model_responds_with_one_at_every_energy() -> None:
         ratio = model.predict(other).energy_gev / other.energy_gev
         bins = np.digitize(other.energy_gev, [5, 10, 20, 40, 60, 85])
         worst[name] = max(abs(ratio[bins == b].mean() - 1) for b in range(1, 6))
+    # the smallest bin has 1,000 showers, some 15 % wide: three errors of its mean are 1.4 %, and the 3,000 of the fit have theirs
     assert worst["linear"] < 0.02
     assert worst["linear"] <= worst["plain"] + 0.002
 

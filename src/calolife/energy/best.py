@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -92,10 +91,6 @@ class Best:
         energy = base + self.share_trees * (trees.energy_gev - base) + self.share_nets * by_nets
         assert trees.sigma_gev is not None
         return Prediction(np.maximum(energy, self.trees.lowest_gev), self.spread_scale * trees.sigma_gev)
-
-    @cached_property
-    def n_nets(self) -> int:
-        return int(self.weights[0][0].shape[0])
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and JSON-able rest, for storage."""
