@@ -11,12 +11,15 @@ from typing import Annotated, TextIO
 import typer
 
 from calolife.cli import (
+    ageing,
+    ageing_correct,
     demo,
     detector,
     detector_optimise,
     energy,
     show,
     showers,
+    showers_age,
     showers_data,
     showers_tune,
     transparency,
@@ -48,7 +51,14 @@ for verb in (
 ):
     stage.command()(verb)
 shower_stage = typer.Typer(help="Shower particles in a calorimeter.", rich_markup_mode=None)
-for shower_verb in (showers.simulate, showers_data.info, showers_data.digitise, showers_data.convert, showers_tune.tune):
+for shower_verb in (
+    showers.simulate,
+    showers_data.info,
+    showers_data.digitise,
+    showers_age.age,
+    showers_data.convert,
+    showers_tune.tune,
+):
     shower_stage.command()(shower_verb)
 detectors = typer.Typer(help="Describe a calorimeter: what it is made of, contains and costs.", rich_markup_mode=None)
 detectors.command("list")(detector.list_detectors)
@@ -58,10 +68,15 @@ detectors.command()(detector_optimise.optimise)
 energies = typer.Typer(help="Measure the energy of particles from the layers of a calorimeter.", rich_markup_mode=None)
 energies.command()(energy.train)
 energies.command()(energy.evaluate)
+ageings = typer.Typer(help="Find what radiation did to every cell.", rich_markup_mode=None)
+ageings.command()(ageing.estimate)
+ageings.command()(ageing.compare)
+ageings.command()(ageing_correct.correct)
 app.command()(demo.demo)
 app.add_typer(detectors, name="detector")
 app.add_typer(shower_stage, name="showers")
 app.add_typer(energies, name="energy")
+app.add_typer(ageings, name="ageing")
 app.add_typer(stage, name="transparency")
 app.command()(show.show)
 

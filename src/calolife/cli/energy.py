@@ -23,6 +23,7 @@ from calolife.cli.options import (
     Report,
     Seed,
     is_typed,
+    must_be_apart,
     pick_device,
     print_json,
     progress_bar,
@@ -95,7 +96,7 @@ def train(
     if hold_out == 0 and is_typed(ctx, "split_seed"):
         raise ValueError("--split-seed says which showers are held out, and none are; add --hold-out 0.2, or drop it")
     on_device = device if device.startswith("cuda:") else pick_device(device)  # GPUs by number: the network looks for them
-    _must_be_apart(out, showers)
+    must_be_apart(out, showers)
     sample = _read(showers, particle=particle, detector=detector, quiet=quiet)
     training, held_out = (sample, None) if hold_out == 0 else split_sample(sample, hold_out, seed=split_seed)
     with new_run(out, config=used_options(ctx), seed=seed, inputs=showers, force=force) as run:
@@ -162,7 +163,7 @@ def evaluate(
     from calolife.runs import log, new_run
 
     edges = None if bins is None else _edges(bins)
-    _must_be_apart(out, [*runs, *on])
+    must_be_apart(out, [*runs, *on])
     if twice := [r for i, r in enumerate(runs) if os.path.realpath(r) in [os.path.realpath(p) for p in runs[:i]]]:
         raise ValueError(f"{twice[0]} is named twice; name each run once")
     for path in runs:
@@ -328,14 +329,3 @@ def _edges(text: str) -> tuple[float, ...]:
     if len(edges) < 2 or edges[0] < 0 or not is_rising:
         raise ValueError(f"--bins {text!r} must be two energies or more in GeV, rising from 0 or above; write 1,2,5,10,20,50,100")
     return edges
-
-
-def _must_be_apart(out: Path, inputs: Sequence[Path]) -> None:
-    """A run inside its input would change it, and one around it would replace it."""
-    # Path.resolve raises RuntimeError on links that go round in a circle; reading says so better
-    target = Path(os.path.realpath(out))
-    for path in (Path(os.path.realpath(p)) for p in inputs):
-        if path.is_dir() and target.is_relative_to(path):
-            raise ValueError(f"--out {out} lies inside the input {path}; choose a directory beside it")
-        if path.is_relative_to(target):
-            raise ValueError(f"--out {out} holds the input {path}; choose another directory")

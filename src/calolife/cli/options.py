@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "Seed",
     "Workers",
     "is_typed",
+    "must_be_apart",
     "parse_duration",
     "parse_numbers",
     "parse_time",
@@ -195,6 +197,23 @@ def pick_device(name: str) -> str:
     if name == "cuda":
         raise ValueError("--device cuda: PyTorch sees no GPU here; use --device cpu")
     return "cpu"
+
+
+def must_be_apart(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse a run inside its input, which it would change, and one around it, which would replace it.
+
+    Raises
+    ------
+    ValueError
+        One of both.
+    """
+    # Path.resolve raises RuntimeError on links that go round in a circle; reading says so better
+    target = Path(os.path.realpath(out))
+    for path in (Path(os.path.realpath(p)) for p in inputs):
+        if path.is_dir() and target.is_relative_to(path):
+            raise ValueError(f"--out {out} lies inside the input {path}; choose a directory beside it")
+        if path.is_relative_to(target):
+            raise ValueError(f"--out {out} holds the input {path}; choose another directory")
 
 
 def is_typed(ctx: typer.Context, name: str) -> bool:
