@@ -113,6 +113,6 @@ def test_what_is_no_ageing_is_refused(arguments: tuple[object, ...], message: st
 
 
 def test_ageings_of_two_detectors_are_not_composed() -> None:
-    with pytest.raises(ValueError, match="compose those of one detector"):
+    with pytest.raises(ValueError, match="compose those of one"):
         Ageing([1], [0.9], detector_digest="a" * 64).compose(Ageing([1], [0.9], detector_digest="b" * 64))
     assert Ageing([1], [0.9], detector_digest="a" * 64).compose(Ageing([1], [0.9])).detector_digest == "a" * 64
