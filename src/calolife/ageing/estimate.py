@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from calolife.ageing import likelihood
+from calolife.ageing import cuts
 from calolife.ageing.checks import Checks, check_samples
 from calolife.ageing.coefficients import Ageing
+from calolife.ageing.cuts import Samples
 from calolife.ageing.estimators import SIMPLE_METHODS
-from calolife.ageing.hits import CellHits, brightest_cells, cell_hits
+from calolife.ageing.hits import brightest_cells, first_half
 from calolife.ageing.priors import shrink_to_dose
 from calolife.detector.layers import Readout
 from calolife.showers.events import Showers
@@ -31,19 +32,19 @@ IntArray = NDArray[np.int64]
 
 METHODS = ("auto", "ratio", "trimmed", "cramer", "wasserstein", "sinkhorn", "likelihood", "wgan")
 PRIORS = ("none", "dose")
-_AUTO = "likelihood"  # source: benchmarks/ageing.py: nearest to the statistical limit on every sample tried
+_CANDIDATES = ("likelihood", "cramer", "trimmed", "ratio")  # of auto; chosen: one of each kind
 _REPLICAS = {"ratio": 100, "trimmed": 100, "cramer": 30, "wasserstein": 30, "sinkhorn": 6, "likelihood": 100, "wgan": 4}  # chosen: seconds
-_TOO_FEW = 0.1  # chosen: a cell whose limit of ln r is wider cannot tell one peak of the spectrum from the next
+_TOO_WIDE = 0.1  # chosen: a cell whose limit of ln r is wider cannot tell one peak of the spectrum from the next
+_FEW_HITS = 20  # in each sample; chosen: fewer make no spectrum
 _UNKNOWN = 0.5  # chosen: uncertainty of the signal fraction 1 that a cell has about which nothing is known
-_NOISE_SIGMA = 4.0  # chosen: noise alone then fires a cell once in 30,000 showers
-_LEAST_PE = 3.0  # photo-electrons; chosen: fewer are not near enough to a Gaussian
 _SHAPE_WORTH = 20.0  # replicas; chosen: as much as 20 replicas counts that errors go with the number of hits
-_POOL = 300  # chosen: cells whose spectrum is shared, at least; with fewer it is coarse
-_MARGIN = 0.9  # chosen: the cut leaves room for a cell that lost a tenth more than it seemed to have
-_CUT_STEP = 0.1  # of ln E; chosen: cells share their cut with those that lost about as much
+_MANY_REPLICAS = 20  # chosen: from here on a spread is told by its quantiles
+_JUDGED = 300  # cells; chosen: methods are compared on the brightest
+_BIN = 0.005 / math.sqrt(12)  # of ln E; chosen: what the bins of the spectra leave open
+_GAIN = 4.0  # standard deviations; chosen: a detector that gained light by more may be two samples in the wrong order
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AgeingEstimate:
     """What `estimate_ageing` found.
 
@@ -59,7 +60,7 @@ class AgeingEstimate:
         What to know before the numbers are used, one line each.
     limit_uncertainty : float array, (cell,)
         Smallest standard deviation of the signal fraction that the samples allow without a prior; infinite for a cell
-        without hits.
+        without hits, NaN where cells of a kind do not share a spectrum.
     dose_mev : float array, (cell,) [MeV]
         Summed energy of the reference.
     n_hits : float array, (cell, 2)
@@ -68,6 +69,8 @@ class AgeingEstimate:
         What the dose prior leaned on; empty without.
     epochs : tuple of WganEpoch
         Of the adversarial method; empty otherwise.
+    choice : dict of str to float
+        Mean error of ln r between two halves of the reference, by method: what ``auto`` chose by; empty otherwise.
     """
 
     ageing: Ageing
@@ -81,22 +84,15 @@ class AgeingEstimate:
     n_hits: FloatArray
     law: str = ""
     epochs: tuple[WganEpoch, ...] = ()
+    choice: dict[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, eq=False)
-class _Samples:
-    """Hits of both samples in the cells asked for, those of the pool that shares its spectrum, and how they are looked at."""
-
-    reference: CellHits
-    today: CellHits
-    pool: CellHits
-    shapes: tuple[likelihood.Shape, ...]
-    shape_of_cell: IntArray
+    def __repr__(self) -> str:
+        return f"AgeingEstimate({self.ageing!r}, {self.method}, prior {self.prior}, {self.seconds:.1f} s)"
 
 
 def default_replicas(method: str) -> int:
     """Bootstrap replicas that a method is given when none are asked for."""
-    return _REPLICAS[_AUTO if method == "auto" else method]
+    return _REPLICAS["likelihood" if method == "auto" else method]
 
 
 def estimate_ageing(
@@ -106,6 +102,7 @@ def estimate_ageing(
     method: str = "auto",
     prior: str = "dose",
     cells: int | ArrayLike | None = None,
+    masked: ArrayLike = (),
     seed: int = 0,
     n_bootstrap: int | None = None,
     wgan: WganSettings | None = None,
@@ -120,11 +117,14 @@ def estimate_ageing(
     reference, today : Showers
         From before and after the ageing: one detector, one readout, one kind of hits. The same beam is best; a shifted one is told.
     method : str
-        One of `METHODS`; ``auto`` is the likelihood.
+        One of `METHODS`; ``auto`` takes the likelihood, or the simple method that does best between two halves of the
+        reference, whose signal fractions are 1.
     prior : {"dose", "none"}
         Whether cells may lean on a law of the dose. With ``none`` nothing about r passes from cell to cell.
     cells : int or int array, optional
         The cells with most energy in the reference, this many; or cell numbers; all when left out.
+    masked : int array
+        Cells to leave out of everything, as dead ones are.
     seed : int
     n_bootstrap : int, optional
         Replicas of both samples from which the uncertainties come, the shared spectrum made anew in each; 0: none, the
@@ -149,12 +149,13 @@ def estimate_ageing(
 
     Notes
     -----
-    Hits of rechits are used above the threshold of the readout and above five standard deviations of its noise, raised so
-    that an aged cell is complete there as well. Only the likelihood knows of photo-statistics and noise; the other
+    Rechits are used above the threshold of the readout, four standard deviations of its noise and three photo-electrons,
+    raised so that an aged cell is complete there as well. Only the likelihood knows of photo-statistics and noise; the other
     methods take the energies as they are.
 
-    A cell with so few hits that its limit exceeds 0.1 is ``prior-dominated``: it takes what the dose says, or 1 +- 0.5
-    without a prior. So do dead and hot cells, which are also taken out of the neighbourhoods of the others.
+    ``measured`` is a cell with 20 hits in each sample whose limit is below 0.1, and whose likelihood has its largest value
+    inside what is tried, above a cut that suits it. Any other is ``prior-dominated``: it takes what the dose says, or 1 +- 0.5
+    without a prior. So do dead, hot and masked cells, which are also taken out of the neighbourhoods of the others.
 
     Examples
     --------
@@ -173,81 +174,80 @@ def estimate_ageing(
     _check_samples_match(reference, today)
     tell = progress or (lambda what, done, total: None)
     chosen = _cells(reference, cells)
-    ran = _AUTO if method == "auto" else method
+    left_out = np.unique(np.asarray(masked, dtype=np.int64))
+    if left_out.size and not (left_out[0] >= 0 and left_out[-1] < reference.detector.n_cells):
+        raise ValueError(f"masked cells {left_out[0]} to {left_out[-1]}: the detector has cells 0 to {reference.detector.n_cells - 1}")
     tell("checks", 0, 1)
-    rough = _rough_fraction(reference, today)
+    rough = cuts.rough_fraction(reference, today)
     checks = check_samples(reference, today, signal_fraction=rough)
-    masked = np.union1d(checks.dead, checks.hot)
-    samples = _prepare(reference, today, chosen, rough=rough, masked=masked)
+    silent = np.unique(np.concatenate([checks.dead, checks.hot, left_out]))
+    samples = cuts.prepare(reference, today, chosen, rough=rough, masked=silent)
     tell("checks", 1, 1)
 
-    limit = _limit(samples)
-    is_measured = (limit < _TOO_FEW) & ~np.isin(chosen, masked)
+    limit = cuts.limit(samples)
+    has_hits = np.minimum(samples.reference.n_hits, samples.today.n_hits) >= _FEW_HITS
+    can_measure = has_hits & ~np.isin(chosen, silent)
+    choice = _compare_halves(samples, can_measure, cuts.floor_mev(reference.readout or Readout())) if method == "auto" else {}
+    ran = min(choice, key=lambda name: choice[name]) if choice else "likelihood" if method == "auto" else method
+    is_shared = method != "auto" or ran == "likelihood"  # the spectrum, by cells of a kind
+    is_measured = can_measure & (limit < _TOO_WIDE) if is_shared else can_measure
+    if ran == "likelihood":
+        is_measured &= samples.is_settled
     remarks = [*checks.remarks]
+    if not is_shared:
+        remarks.append(
+            f"{ran} is used: between halves of the reference it errs by {choice[ran]:.3f}, the likelihood by {choice['likelihood']:.3f}; cells "
+            "of a kind do not share a spectrum here, or a threshold cuts off too much of it, and no statistical limit is known"
+        )
+        limit = np.full(chosen.size, np.nan)
     if not is_measured.any():
         remarks.append(f"none of the {chosen.size} cells has enough hits to be measured; more showers are needed")
 
-    epochs: tuple[WganEpoch, ...] = ()
     if ran == "wgan":
-        from calolife.ageing.wgan import WganSettings, fit_wgan
-
-        folder = None if checkpoint_dir is None else checkpoint_dir / "nominal"
-        fit = fit_wgan(
-            samples.reference, samples.today, settings=wgan, seed=seed, device=device, checkpoint_dir=folder,
-            progress=lambda epoch: tell("epochs", epoch.number, (wgan or WganSettings()).epochs),
+        own, replicas, epochs = _adversarial(
+            samples, n_bootstrap, wgan, seed=seed, device=device, tell=tell, checkpoint_dir=checkpoint_dir
         )  # fmt: skip
-        own, epochs = np.log(fit.signal_fraction), fit.epochs
     else:
-        own = _log_fraction(samples, ran, seed=seed)
+        n_replicas = default_replicas(ran) if n_bootstrap is None else n_bootstrap
+        own, replicas, epochs = *_with_replicas(samples, ran, n_replicas, seed=seed, tell=tell), ()
     is_measured &= np.isfinite(own)
-
-    n_replicas = default_replicas(method) if n_bootstrap is None else n_bootstrap
-    replicas = np.empty((n_replicas, chosen.size))
-    rng = np.random.default_rng([seed, 1])
-    for k in range(n_replicas):
-        tell("replicas", k, n_replicas)
-        drawn = samples.reference.resampled(rng)
-        pool = samples.pool.weighted(drawn.shower_weight)
-        replica = replace(samples, reference=drawn, today=samples.today.resampled(rng), pool=pool)
-        if ran == "wgan":
-            folder = None if checkpoint_dir is None else checkpoint_dir / f"replica-{k}"
-            fit = fit_wgan(replica.reference, replica.today, settings=wgan, seed=seed, device=device, checkpoint_dir=folder)
-            replicas[k] = np.log(fit.signal_fraction)
-        else:
-            replicas[k] = _log_fraction(replica, ran, seed=seed)
-    tell("replicas", n_replicas, max(n_replicas, 1))
-    error, common = _errors(replicas, limit, is_measured)
-    if n_replicas == 0:
-        remarks.append(
-            "no replicas: the uncertainties are the statistical limit, smaller than the errors by a tenth or more; ask for replicas"
-        )
-
-    if checks.reference_weight is not None and ran != "wgan":
-        remarks += _bias_of_the_beam(samples, own, error, ran, checks.reference_weight, is_measured, seed)
+    shape = limit if is_shared else np.sqrt(1 / np.maximum(samples.reference.n_hits, 1) + 1 / np.maximum(samples.today.n_hits, 1))
+    error, common = _errors(replicas, shape, is_measured)
+    if len(replicas) == 0:
+        remarks.append("no replicas: the uncertainties are a lower limit, with few hits by far; ask for replicas")
+    elif ran == "likelihood":
+        is_measured &= error < 1.5 * _TOO_WIDE
+    if is_measured.any() and ran != "wgan":
+        remarks += _bias_of_the_beam(samples, own, error, ran, checks, is_measured)
+        mean, width = float(own[is_measured].mean()), math.hypot(common, float(error[is_measured].mean()) / math.sqrt(is_measured.sum()))
+        if len(replicas) and mean > _GAIN * width:
+            remarks.append(
+                f"today's sample has MORE signal than the reference, {100 * mean:.2g} % on average; were the two given in this order?"
+            )
 
     own_log, own_error = np.where(is_measured, own, 0.0), np.where(is_measured, error, _UNKNOWN)
-    log_fraction, width, law = own_log, own_error, ""
+    log_fraction, width_of_cell, law = own_log, own_error, ""
     if prior == "dose":
         tell("dose", 0, 1)
         variance = np.where(is_measured, error**2, np.inf)
-        log_fraction, width, law = _lean_on_dose(reference, today, chosen, own_log, variance)
-        width = np.hypot(width, common)
+        log_fraction, width_of_cell, law = _lean_on_dose(reference, today, chosen, own_log, variance)
+        width_of_cell = np.hypot(width_of_cell, common)
         tell("dose", 1, 1)
     fraction, own_fraction = np.exp(log_fraction), np.exp(own_log)
     status = np.where(is_measured, "measured", "prior-dominated")
-    status[np.isin(chosen, checks.dead)] = "dead"
-    status[np.isin(chosen, checks.hot)] = "hot"
+    for name, cells_of in (("dead", checks.dead), ("hot", checks.hot), ("masked", left_out)):
+        status[np.isin(chosen, cells_of)] = name
     ageing = Ageing(
-        chosen, fraction, fraction * width, status, own_fraction, own_fraction * own_error,
+        chosen, fraction, fraction * width_of_cell, status, own_fraction, own_fraction * own_error,
         label=f"{ran}, prior {prior}", detector_digest=reference.detector.digest,
     )  # fmt: skip
     if (n_few := int((status == "prior-dominated").sum())) > 0:
         value = "what the dose says" if prior == "dose" else f"1 +- {_UNKNOWN:g}"
-        remarks.append(f"{n_few} of {chosen.size} cells have too few hits to be measured: they are prior-dominated and read {value}")
+        remarks.append(f"{n_few} of {chosen.size} cells are not measured by their own hits: they are prior-dominated and read {value}")
     dose = np.bincount(reference.cell, weights=reference.energy_mev, minlength=reference.detector.n_cells)[chosen].astype(np.float64)
     n_hits = np.stack([samples.reference.n_hits, samples.today.n_hits], axis=1)
     seconds = time.perf_counter() - started
-    return AgeingEstimate(ageing, ran, prior, seconds, checks, tuple(remarks), fraction * limit, dose, n_hits, law, epochs)
+    return AgeingEstimate(ageing, ran, prior, seconds, checks, tuple(remarks), fraction * limit, dose, n_hits, law, epochs, choice)
 
 
 def _check_options(method: str, prior: str, n_bootstrap: int | None, wgan: WganSettings | None) -> None:
@@ -293,131 +293,137 @@ def _cells(reference: Showers, cells: int | ArrayLike | None) -> IntArray:
     return unique
 
 
-def _floor_mev(readout: Readout) -> float:
-    """Above it rechits are complete and are no noise."""
-    least_light = _LEAST_PE / readout.light_yield_pe_per_mev if readout.light_yield_pe_per_mev > 0 else 0.0
-    return max(readout.threshold_mev, _NOISE_SIGMA * readout.noise_mev, least_light)
+def _log_fraction(samples: Samples, method: str) -> FloatArray:
+    if method == "likelihood":
+        return cuts.likelihood_fraction(samples)
+    return np.log(SIMPLE_METHODS[method](samples.reference, samples.today, seed=0))
 
 
-def _top_mev(readout: Readout) -> float:
-    """Below it no rechit has met the ceiling; noise comes after it."""
-    return (1 - 1e-3) * readout.saturation_mev - _NOISE_SIGMA * readout.noise_mev
+def _compare_halves(samples: Samples, can_measure: NDArray[np.bool_], floor_mev: float) -> dict[str, float]:
+    """Mean error of ln r of the brightest cells between two halves of the reference; by method.
+
+    Nothing has aged between them. Where the readout has a threshold, the second half loses what the cells seem to have lost, and the hits
+    that fall below it: what a threshold does to a method shows only there.
+    """
+    n_hits = np.where(can_measure, samples.reference.n_hits, 0)
+    judged = n_hits >= max(2 * _FEW_HITS, np.sort(n_hits)[-min(_JUDGED, n_hits.size)])
+    if not judged.any():
+        return {}
+    is_first = first_half(samples.reference)
+    before = samples.reference.of_cells(judged)
+    after, lost = before, np.zeros(before.n_cells)
+    if floor_mev > 0:
+        seen = cuts.likelihood_fraction(samples)[judged]
+        lost = np.where(np.isfinite(seen), seen, 0.0)
+        after = before.scaled(np.exp(lost), above_mev=floor_mev)
+    parts = tuple(replace(part, which=part.which[judged]) for part in samples.parts if part.which[judged].any())
+    whole = Samples(before, after, parts, np.ones(before.n_cells, dtype=bool))
+    halves = whole.reweighted(is_first.astype(np.float64), (~is_first).astype(np.float64))
+    # a cell without an answer is as wrong as can be
+    return {name: float(np.nan_to_num(np.abs(_log_fraction(halves, name) - lost), nan=1.0).mean()) for name in _CANDIDATES}
 
 
-def _rough_fraction(reference: Showers, today: Showers) -> float:
-    """Signal fraction of the whole detector as one cell, with an iterated cut."""
-    everything = np.arange(reference.detector.n_cells)
-    fraction = 1.0
-    for _ in range(2 if _floor_mev(reference.readout or Readout()) > 0 else 1):
-        samples = _look(reference, today, everything, everything, np.full(everything.size, fraction), np.zeros(0, np.int64))
-        as_one = _Samples(_as_one(samples.reference), _as_one(samples.today), samples.pool, samples.shapes, np.zeros(1, np.int64))
-        shift = float(_log_fraction(as_one, "likelihood", seed=0)[0])
-        fraction = math.exp(shift) if math.isfinite(shift) else 1.0
-    return fraction
+def _with_replicas(
+    samples: Samples, method: str, n_replicas: int, *, seed: int, tell: Callable[[str, float, float], None]
+) -> tuple[FloatArray, FloatArray]:
+    """ln r of each cell, and of each replica of both samples, (replica, cell)."""
+    own = _log_fraction(samples, method)
+    replicas = np.empty((n_replicas, own.size))
+    rng = np.random.default_rng([seed, 1])
+    for k in range(n_replicas):
+        tell("replicas", k, n_replicas)
+        drawn = samples.reference.resampled(rng).shower_weight, samples.today.resampled(rng).shower_weight
+        replicas[k] = _log_fraction(samples.reweighted(*drawn), method)
+    tell("replicas", n_replicas, max(n_replicas, 1))
+    return own, replicas
 
 
-def _as_one(hits: CellHits) -> CellHits:
-    zero = np.zeros(hits.cell_index.size, np.int64)
-    return CellHits(1, hits.shower, zero, hits.energy_mev, hits.topology, hits.shower_weight)
+def _adversarial(
+    samples: Samples,
+    n_bootstrap: int | None,
+    settings: WganSettings | None,
+    *,
+    seed: int,
+    device: str,
+    tell: Callable[[str, float, float], None],
+    checkpoint_dir: Path | None,
+) -> tuple[FloatArray, FloatArray, tuple[WganEpoch, ...]]:
+    """ln r, of replicas too, and the epochs: the networks are trained again for each replica, and each takes up where it was."""
+    from calolife.ageing.wgan import WganSettings, fit_wgan
+
+    used = settings or WganSettings()
+    n_replicas = default_replicas("wgan") if n_bootstrap is None else n_bootstrap
+    rng = np.random.default_rng([seed, 1])
+    found, epochs = np.empty((n_replicas + 1, samples.reference.n_cells)), []
+    for k in range(n_replicas + 1):
+        reference, today = (samples.reference, samples.today) if k == 0 else (s.resampled(rng) for s in (samples.reference, samples.today))
+        what = "epochs" if k == 0 else f"epochs of replica {k} of {n_replicas}"
+        fit = fit_wgan(
+            reference, today, settings=used, seed=seed, device=device,
+            checkpoint_dir=None if checkpoint_dir is None else checkpoint_dir / f"training-{k}",
+            progress=lambda epoch, what=what: tell(what, epoch.number, used.epochs),  # type: ignore[misc]
+        )  # fmt: skip
+        found[k] = np.log(fit.signal_fraction)
+        epochs.append(fit.epochs)
+    return found[0], found[1:], epochs[0]
 
 
-def _prepare(reference: Showers, today: Showers, cells: IntArray, *, rough: float, masked: IntArray) -> _Samples:
-    """Hits of both samples; where there is a threshold, cuts follow each cell's own signal fraction, found by iteration."""
-    n_all = reference.detector.n_cells
-    bright = brightest_cells(reference, min(_POOL, n_all))
-    pool = cells if cells.size >= bright.size else np.union1d(cells, bright)
-    fraction = np.full(n_all, rough)
-    samples = _look(reference, today, cells, pool, fraction, masked)
-    if _floor_mev(reference.readout or Readout()) == 0:
-        return samples
-    for _ in range(2):
-        own = _log_fraction(samples, "likelihood", seed=0)
-        is_known = np.isfinite(own) & (_limit(samples) < _TOO_FEW)
-        fraction[cells[is_known]] = np.exp(own[is_known])
-        samples = _look(reference, today, cells, pool, fraction, masked)
-    return samples
-
-
-def _look(reference: Showers, today: Showers, cells: IntArray, pool: IntArray, fraction: FloatArray, masked: IntArray) -> _Samples:
-    """Hits above the floor of the readout, and for each cell the cut above which both samples are complete."""
-    readout = reference.readout or Readout()
-    floor, top = _floor_mev(readout), _top_mev(readout)
-    # cuts in steps: cells of one step share a score
-    step = np.ceil(-np.log(_MARGIN * np.minimum(fraction, 1.0)) / _CUT_STEP).astype(np.int64)
-    cut = floor * np.exp(_CUT_STEP * step)
-    steps = np.unique(step[cells])
-    seen, aged = (
-        cell_hits(sample, cells, fired_above_mev=above, kept_above_mev=floor, kept_below_mev=top, masked=masked)
-        for sample, above in ((reference, cut), (today, cut * fraction))
-    )
-    pooled = (
-        seen if pool is cells else cell_hits(reference, pool, fired_above_mev=cut, kept_above_mev=floor, kept_below_mev=top, masked=masked)
-    )
-    if floor == 0:
-        return _Samples(seen, aged, pooled, (likelihood.fit_shape(pooled, readout, top_mev=top),), np.zeros(cells.size, np.int64))
-    cuts = [floor * math.exp(_CUT_STEP * k) for k in steps]
-    lowest = float(fraction.min())
-    first = likelihood.fit_shape(pooled, readout, complete_above_mev=cuts[0], top_mev=top, lowest_fraction=lowest)
-    shapes = tuple(replace(first, threshold_mev=max(first.threshold_mev, one)) for one in cuts)
-    return _Samples(seen, aged, pooled, shapes, np.searchsorted(steps, step[cells]))
-
-
-def _limit(samples: _Samples) -> FloatArray:
-    found = np.empty(samples.reference.n_cells)
-    for k, shape in enumerate(samples.shapes):
-        which = samples.shape_of_cell == k
-        found[which] = likelihood.limit(samples.pool, samples.reference.of_cells(which), samples.today.of_cells(which), shape=shape)
-    return found
-
-
-def _log_fraction(samples: _Samples, method: str, *, seed: int) -> FloatArray:
-    if method != "likelihood":
-        return np.log(SIMPLE_METHODS[method](samples.reference, samples.today, seed=seed))
-    found = np.empty(samples.reference.n_cells)
-    spectrum = likelihood.spectra(samples.pool, samples.shapes[0])
-    for k, shape in enumerate(samples.shapes):
-        which = samples.shape_of_cell == k
-        tables = likelihood.score_tables(spectrum, shape)
-        before, now = (
-            likelihood.locate(hits.of_cells(which), table, shape)
-            for hits, table in zip((samples.reference, samples.today), tables, strict=True)
-        )
-        found[which] = now - before
-    return found
-
-
-def _errors(replicas: FloatArray, limit: FloatArray, is_measured: NDArray[np.bool_]) -> tuple[FloatArray, float]:
+def _errors(replicas: FloatArray, shape: FloatArray, is_measured: NDArray[np.bool_]) -> tuple[FloatArray, float]:
     """Standard deviation of ln r of each cell, and the part of it that all cells share.
 
-    The spread of a few replicas is itself uncertain: each cell's variance leans on the limit times a common factor.
+    The spread of a few replicas is itself uncertain: each cell's variance leans on `shape` squared times a common factor. Where
+    there are enough, it is told by quantiles: with few hits some replicas jump to another peak of the spectrum.
     """
     if replicas.shape[0] == 0 or not is_measured.any():
-        return limit.copy(), 0.0
+        return np.hypot(shape, _BIN), 0.0
     n_finite = np.isfinite(replicas).sum(axis=0)
     is_used = is_measured & (n_finite >= 2)
-    error = np.full(limit.size, np.nan)
-    variance = np.nanvar(replicas[:, is_used], axis=0, ddof=1)
-    factor = float(np.mean(variance / limit[is_used] ** 2))
-    n = n_finite[is_used]
-    error[is_used] = np.sqrt((n * variance + _SHAPE_WORTH * factor * limit[is_used] ** 2) / (n + _SHAPE_WORTH))
-    error[~is_used] = math.sqrt(factor) * limit[~is_used]
+    if not is_used.any():
+        return np.hypot(shape, _BIN), 0.0
+    here, n = replicas[:, is_used], n_finite[is_used]
+    if replicas.shape[0] >= _MANY_REPLICAS:
+        low, high = np.nanquantile(here, [0.1587, 0.8413], axis=0)
+        variance = (0.5 * (high - low)) ** 2
+    else:
+        variance = np.nanvar(here, axis=0, ddof=1)
+    factor = float(np.median(variance / shape[is_used] ** 2))
+    error = math.sqrt(factor) * shape
+    error[is_used] = np.sqrt((n * variance + _SHAPE_WORTH * factor * shape[is_used] ** 2) / (n + _SHAPE_WORTH))
+    error = np.hypot(error, _BIN)
     weight = 1 / error[is_used] ** 2
-    mean = np.nansum(replicas[:, is_used] * weight, axis=1) / weight.sum()
+    mean = np.nansum(here * weight, axis=1) / np.sum(np.isfinite(here) * weight, axis=1)
     return error, math.sqrt(max(0.0, float(mean.var(ddof=1)) - 1 / float(weight.sum())))
 
 
 def _bias_of_the_beam(
-    samples: _Samples, own: FloatArray, error: FloatArray, method: str, weight: FloatArray, is_measured: NDArray[np.bool_], seed: int
+    samples: Samples, own: FloatArray, error: FloatArray, method: str, checks: Checks, is_measured: NDArray[np.bool_]
 ) -> list[str]:
-    """What the estimate does when the reference is given the beam of today."""
-    weighted = replace(samples, reference=samples.reference.weighted(weight), pool=samples.pool.weighted(weight))
-    moved = (_log_fraction(weighted, method, seed=seed) - own)[is_measured]
-    moved, of_error = moved[np.isfinite(moved)], error[is_measured][np.isfinite(moved)]
-    if not moved.size:
-        return []
-    bias, share = -float(moved.mean()), float(np.abs(moved.mean() / of_error.mean()))
-    verdict = "less than half its error" if share < 0.5 else "MORE than half its error"
-    return [f"with today's beam in the reference the signal fractions move by {-100 * bias:+.2g} % on average, {verdict} ({share:.2g})"]
+    """What the estimate does when the reference is given the beam of today, or showers with more or fewer hits."""
+    remarks = []
+
+    def judged(moved: FloatArray, said: str) -> str:
+        share = abs(moved.mean()) / error[is_measured].mean()
+        verdict = "less than half its error" if share < 0.5 else "MORE than half its error"
+        return f"{said} the signal fractions move by {100 * moved.mean():+.2g} % on average, {verdict} ({share:.2g})"
+
+    if checks.reference_weight is not None:
+        weighted = samples.reweighted(checks.reference_weight, samples.today.shower_weight)
+        moved = (own - _log_fraction(weighted, method))[is_measured]
+        if np.isfinite(moved).any():
+            remarks.append(judged(moved[np.isfinite(moved)], "because the beam is another one,"))
+    energy = [shift for shift in checks.shifts if shift.is_seen and "energy" in shift.quantity]
+    if energy:
+        # the reference's own showers with more and with fewer hits stand for a beam of another energy
+        n_hits = np.bincount(samples.reference.shower, minlength=samples.reference.n_showers)
+        is_high = n_hits > np.median(n_hits)
+        if is_high.any() and not is_high.all():
+            apart = n_hits[is_high].mean() / n_hits[~is_high].mean() - 1
+            both = Samples(samples.reference, samples.reference, samples.parts, samples.is_settled)
+            between = _log_fraction(both.reweighted((~is_high).astype(np.float64), is_high.astype(np.float64)), method)[is_measured]
+            moved = between[np.isfinite(between)] * (energy[0].difference / 100) / apart
+            if moved.size:
+                remarks.append(judged(moved, "as far as showers with more hits stand for a higher energy, because of it"))
+    return remarks
 
 
 def _lean_on_dose(
@@ -429,9 +435,9 @@ def _lean_on_dose(
     """
     n_all = reference.detector.n_cells
     before, after = (np.bincount(s.cell, weights=s.energy_mev, minlength=n_all)[cells] / s.n_showers for s in (reference, today))
-    posterior = shrink_to_dose(own, variance, {"reference": before})
+    posterior = shrink_to_dose(own, variance, {"the reference": before})
     for _ in range(2):
         undamaged = after / np.exp(posterior.log_fraction)
-        doses = {"reference": before, "today's sample": undamaged, "both samples": before + undamaged}
+        doses = {"the reference": before, "today's sample": undamaged, "both samples": before + undamaged}
         posterior = shrink_to_dose(own, variance, doses)
     return posterior.log_fraction, np.sqrt(posterior.variance), posterior.law

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
-from calolife.ageing.hits import CellHits
+from calolife.ageing.hits import CellHits, first_half
 from calolife.errors import MissingExtraError
 
 __all__ = [
@@ -262,7 +262,7 @@ def spectrum_domain(reference: CellHits) -> tuple[float, float]:
     safe = smallest * np.exp(_MAX_LOSS_LN)
     # a spectrum that ends before has no room for a margin
     whole = (safe if (energy > safe).mean() > 0.5 else smallest * (1 - 1e-9), largest)
-    is_first = _first_half(reference)
+    is_first = first_half(reference)
     halves = [reference.weighted(reference.shower_weight * which) for which in (is_first, ~is_first)]
     counts = np.minimum(halves[0].n_hits, halves[1].n_hits)
     is_bright = (counts >= _FEW_HITS) & (counts >= np.sort(counts)[-min(_DOMAIN_CELLS, counts.size)])
@@ -274,14 +274,6 @@ def spectrum_domain(reference: CellHits) -> tuple[float, float]:
     domains = [whole, *((low, high * peak) for low in lows for high in _HIGH_EDGES if low < high * peak)]
     scatter = [_scatter(halves[0], halves[1], _Search(*domain, _DOMAIN_STEP, _least(reference, domain[0]))) for domain in domains]
     return domains[int(np.argmin(scatter))]
-
-
-def _first_half(hits: CellHits) -> NDArray[np.bool_]:
-    """Half of the showers, by the digits of their largest hit: the same showers in any order, copies together."""
-    largest = np.zeros(hits.n_showers)
-    np.maximum.at(largest, hits.shower, hits.energy_mev)
-    # the golden ratio spreads the fractional parts of any grid of energies; 2^20 reaches the digits that look random
-    return np.asarray((np.frexp(largest)[0] * 2**20 * 0.6180339887498949) % 1 < 0.5)
 
 
 def _most_frequent(energy: FloatArray) -> float:

@@ -13,7 +13,7 @@ from calolife.detector.presets import Detector
 from calolife.showers.events import Showers
 from calolife.showers.splitmix import GOLDEN, scrambled, unit_interval
 
-__all__ = ["N_TOPOLOGIES", "CellHits", "brightest_cells", "cell_hits", "neighbours"]
+__all__ = ["N_TOPOLOGIES", "CellHits", "brightest_cells", "cell_hits", "first_half", "neighbours"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -77,6 +77,13 @@ class CellHits:
         """The same hits with other weights of the showers."""
         return replace(self, shower_weight=np.asarray(shower_weight, dtype=np.float64))
 
+    def scaled(self, factor: FloatArray, *, above_mev: float) -> CellHits:
+        """The hits with the energies of each cell multiplied, (cell,), and only those that are then above an energy."""
+        energy = self.energy_mev * factor[self.cell_index]
+        kept = energy > above_mev
+        columns = {name: getattr(self, name)[kept] for name in ("shower", "cell_index", "topology")}
+        return replace(self, energy_mev=energy[kept], **columns)
+
     def of_cells(self, which: NDArray[np.bool_]) -> CellHits:
         """The hits of some of the cells, numbered anew."""
         kept = which[self.cell_index]
@@ -117,6 +124,14 @@ def brightest_cells(showers: Showers, n: int | None = None) -> IntArray:
         raise ValueError(f"{n} cells asked for; detector {showers.detector.name!r} has {n_all}: give 1 to {n_all}")
     summed = np.bincount(showers.cell, weights=showers.energy_mev, minlength=n_all)
     return np.sort(np.argsort(-summed, kind="stable")[:n])
+
+
+def first_half(hits: CellHits) -> NDArray[np.bool_]:
+    """Half of the showers, by the digits of their largest hit: the same showers in any order, copies together."""
+    largest = np.zeros(hits.n_showers)
+    np.maximum.at(largest, hits.shower, hits.energy_mev)
+    # the golden ratio spreads the fractional parts of any grid of energies; 2^20 reaches the digits that look random
+    return np.asarray((np.frexp(largest)[0] * 2**20 * 0.6180339887498949) % 1 < 0.5)
 
 
 def neighbours(detector: Detector) -> tuple[IntArray, IntArray]:

@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.ndimage import gaussian_filter1d
 from scipy.special import ndtr
 
-from calolife.ageing.hits import N_TOPOLOGIES, CellHits
+from calolife.ageing.hits import N_TOPOLOGIES, CellHits, first_half
 from calolife.detector.layers import Readout
 
 __all__ = ["Shape", "fit_shape", "information", "limit", "locate", "score_tables", "spectra"]
@@ -25,7 +25,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 _STEP = 0.005  # of ln E; chosen: a sixth of the narrowest smoothing that is ever best
-_SHIFTS = 2 * np.arange(-160, 31)  # bins; chosen: signal fractions from 0.2 to 1.35
+_SHIFTS = 2 * np.arange(-200, 81)  # bins; chosen: signal fractions from 0.14 to 2.2
 _HALF_WINDOW = 3  # shifts on either side of the maximum; chosen: 0.03, the width of the smoothed peak
 _WIDTHS = (0.02, 0.03, 0.045, 0.07)  # of ln E, below the bend; chosen: what a peak of minimum ionising particles may need
 _WIDE = 0.12  # of ln E, above the bend; chosen: the tail has no structure
@@ -80,9 +80,11 @@ class Shape:
         return hits.topology * np.int64(self.n_bins) + place
 
     def counts(self, hits: CellHits) -> FloatArray:
-        """Weighted hits of all cells together, (topology, bin)."""
+        """Weighted hits of all cells together, (topology, bin); without those below the first bin, which are piled up in it."""
         flat = np.bincount(self.column(hits), weights=hits.weight, minlength=N_TOPOLOGIES * self.n_bins)
-        return flat.reshape(N_TOPOLOGIES, self.n_bins).astype(np.float64)
+        counts = flat.reshape(N_TOPOLOGIES, self.n_bins).astype(np.float64)
+        counts[:, 0] = 0
+        return counts
 
 
 def fit_shape(
@@ -114,7 +116,7 @@ def fit_shape(
     if not reference.energy_mev.size:
         raise ValueError("the reference has no hits in these cells; give cells that were hit")
     ln_energy = np.log(reference.energy_mev)
-    # what lies below the first bin is counted in it: it is below the threshold for every shift
+    # what lies below the first bin is below the threshold for every shift
     low = max(float(ln_energy.min()), float(np.median(ln_energy)) - _DEEPEST) + _STEP * int(_SHIFTS[0]) - _STEP
     high = float(ln_energy.max()) - _STEP * int(_SHIFTS[0])
     n_bins = math.ceil((high - low) / _STEP)
@@ -172,13 +174,15 @@ def locate(hits: CellHits, table: FloatArray, shape: Shape) -> FloatArray:
     Returns
     -------
     float array, (cell,)
-        ln of the scale of its energies relative to the reference as a whole; NaN without hits.
+        ln of the scale of its energies relative to the pool; NaN without hits, and at either end of what is tried.
     """
     cells = sparse.csr_matrix((hits.weight, shape.column(hits), hits.start), shape=(hits.n_cells, N_TOPOLOGIES * shape.n_bins))
     summed = np.asarray(cells @ table)  # (cell, shift)
     shift = _STEP * _SHIFTS
     likelihood = np.concatenate([np.zeros((hits.n_cells, 1)), np.cumsum(summed[:, 1:] + summed[:, :-1], axis=1)], axis=1)
-    best = np.clip(likelihood.argmax(axis=1), _HALF_WINDOW, shift.size - 1 - _HALF_WINDOW)
+    best = likelihood.argmax(axis=1)
+    is_inside = (best >= _HALF_WINDOW) & (best < shift.size - _HALF_WINDOW)
+    best = np.clip(best, _HALF_WINDOW, shift.size - 1 - _HALF_WINDOW)
     # a straight line through the score around the maximum: its ripples are those of the smoothed spectrum
     window = best[:, None] + np.arange(-_HALF_WINDOW, _HALF_WINDOW + 1)
     y = np.take_along_axis(summed, window, axis=1)
@@ -188,7 +192,7 @@ def locate(hits: CellHits, table: FloatArray, shape: Shape) -> FloatArray:
     correction = np.where(is_falling, -y.mean(axis=1) / np.where(is_falling, slope, 1.0), 0.0)
     widest = _STEP * 2 * _HALF_WINDOW
     found = shift[best] + np.clip(correction, -widest, widest)
-    return np.where(hits.n_hits > 0, found, np.nan)
+    return np.where(is_inside & (hits.n_hits > 0), found, np.nan)
 
 
 def information(hits: CellHits, shape: Shape) -> FloatArray:
@@ -205,8 +209,8 @@ def information(hits: CellHits, shape: Shape) -> FloatArray:
         Expected slope of the score squared over its mean square, times the weighted hits, summed over halves: the score comes from
         one half of the showers and is judged on the other. No score holds more than the spectrum does; the best of several is the estimate.
     """
-    is_even = np.arange(hits.n_showers) % 2 == 0
-    halves = [hits.weighted(hits.shower_weight * is_even), hits.weighted(hits.shower_weight * ~is_even)]
+    is_first = first_half(hits)
+    halves = [hits.weighted(hits.shower_weight * is_first), hits.weighted(hits.shower_weight * ~is_first)]
     total = np.zeros(N_TOPOLOGIES)
     for fitted, judged in (halves, halves[::-1]):
         score = _score(shape.counts(fitted), shape)

@@ -6,10 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from calolife.ageing.coefficients import Ageing
 
-__all__ = ["AgeingScore", "score_ageing"]
+__all__ = ["AgeingScore", "r_squared", "score_ageing"]
 
 _SCORED = ("measured", "prior-dominated")
 
@@ -47,6 +48,25 @@ class AgeingScore:
     def to_json_dict(self) -> dict[str, float | int | None]:
         """The numbers by name; None for NaN, which JSON cannot tell."""
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
+
+
+def r_squared(found: ArrayLike, true: ArrayLike) -> float:
+    """1 - squared errors / squared distances of the truth from its mean; NaN if the truth is the same in all cells.
+
+    Parameters
+    ----------
+    found, true : float array, (cell,)
+
+    Examples
+    --------
+    >>> round(r_squared([0.72, 0.79], [0.7, 0.8]), 2), r_squared([0.72, 0.79], [0.8, 0.8])
+    (0.9, nan)
+    """
+    value, at = np.asarray(found, dtype=np.float64), np.asarray(true, dtype=np.float64)
+    # asked of the truth itself: the mean of equal numbers may differ from them by a rounding error
+    if not at.size or np.ptp(at) == 0:
+        return math.nan
+    return 1 - float(np.sum((value - at) ** 2)) / float(np.sum((at - at.mean()) ** 2))
 
 
 def score_ageing(ageing: Ageing, truth: Ageing, *, own: bool = False) -> AgeingScore:
@@ -94,12 +114,9 @@ def score_ageing(ageing: Ageing, truth: Ageing, *, own: bool = False) -> AgeingS
     # rounding must not put a truth that lies at the edge of its interval outside
     off = np.abs(error[has_sigma]) * (1 - 1e-12)
     pull = error[has_sigma & (sigma > 0)] / sigma[has_sigma & (sigma > 0)]
-    spread = float(np.sum((true - true.mean()) ** 2))
-    # the mean of equal numbers may differ from them by a rounding error
-    is_constant = bool(np.ptp(true) == 0)
     return AgeingScore(
         mae=float(np.abs(error).mean()),
-        r2=math.nan if is_constant else 1 - float(np.sum(error**2)) / spread,
+        r2=r_squared(found, true),
         bias=float(error.mean()),
         coverage68=float((off <= sigma[has_sigma]).mean()) if has_sigma.any() else math.nan,
         # 1.96: the two-sided 95 % point of a Gaussian
