@@ -76,10 +76,12 @@ def test_identical_samples_have_not_aged(young: Showers) -> None:
 
 @pytest.mark.parametrize("method", ["likelihood", "ratio", "trimmed", "cramer", "wasserstein"])
 def test_the_order_of_events_does_not_matter(young: Showers, later: Showers, method: str) -> None:
-    order = np.random.default_rng(5).permutation(later.n_showers)
+    rng = np.random.default_rng(5)
+    mixed = [sample.select(rng.permutation(sample.n_showers)) for sample in (young, later)]
     one = estimate_ageing(young, later, method=method, cells=30, prior="none", n_bootstrap=0).ageing
-    other = estimate_ageing(young, later.select(order), method=method, cells=30, prior="none", n_bootstrap=0).ageing
+    other = estimate_ageing(*mixed, method=method, cells=30, prior="none", n_bootstrap=0).ageing
     assert np.allclose(one.signal_fraction, other.signal_fraction, rtol=1e-9)
+    assert np.allclose(one.uncertainty, other.uncertainty, rtol=1e-9)
 
 
 def test_the_cells_asked_for_together_do_not_matter(young: Showers, later: Showers) -> None:
@@ -112,8 +114,9 @@ def test_the_dose_helps_where_a_law_holds(young: Showers, later: Showers) -> Non
     assert with_dose < 0.3 * alone
 
 
-def test_the_dose_does_no_harm_where_none_holds(young: Showers, later: Showers) -> None:
-    truth = 1 - 0.3 * np.random.default_rng(7).random(CALO.n_cells)
+@pytest.mark.parametrize("spread", [0.03, 0.3, 0.6])
+def test_the_dose_does_no_harm_where_none_holds(young: Showers, later: Showers, spread: float) -> None:
+    truth = 1 - spread * np.random.default_rng(7).random(CALO.n_cells)
     found = estimate_ageing(young, aged(later, truth), cells=200, n_bootstrap=20).ageing
     with_dose = np.abs(found.signal_fraction - truth[found.cell]).mean()
     assert with_dose < 1.05 * np.abs(found.own_fraction - truth[found.cell]).mean()
@@ -141,6 +144,72 @@ def test_the_readout_is_taken_into_account(young: Showers, later: Showers, reado
     assert abs(bias.mean()) < 0.5 * found.uncertainty[is_measured].mean()
 
 
+def test_a_heavy_loss_is_found_above_a_threshold(young: Showers, later: Showers) -> None:
+    # half of the light: a single particle reads 0.4 MeV, just above the cut; only these cells have aged
+    cells = brightest_cells(young, 100)
+    truth = np.ones(CALO.n_cells)
+    truth[cells] = 0.5
+    readout = Readout(threshold_mev=0.25)
+    read = digitise(young, readout, seed=1), digitise(aged(later, truth), readout, seed=2)
+    found = estimate_ageing(*read, cells=cells, prior="none", n_bootstrap=25).ageing
+    is_measured = found.status == "measured"
+    assert is_measured.sum() > 80
+    assert np.abs((found.signal_fraction - 0.5) / found.uncertainty)[is_measured].max() < 5
+    assert abs((found.signal_fraction - 0.5)[is_measured].mean()) < 0.5 * found.uncertainty[is_measured].mean()
+
+
+def test_a_gain_is_not_clipped_and_is_told(young: Showers, later: Showers) -> None:
+    found = estimate_ageing(young, aged(later, np.full(CALO.n_cells, 1.6)), cells=60, prior="none", n_bootstrap=20)
+    assert abs(found.ageing.signal_fraction.mean() - 1.6) < 0.5 * found.ageing.uncertainty.mean()
+    assert any("were the two given in this order?" in remark for remark in found.remarks)
+
+
+def test_layers_of_two_thicknesses_do_not_share_a_spectrum() -> None:
+    thin, thick = (Layer(material("G4_POLYSTYRENE"), t, is_active=True, cells=(6, 6)) for t in (3.0, 12.0))
+    calo = LayeredCalorimeter("mixed", (), 180.0, 180.0).add_period(
+        12, Layer(material("G4_Cu"), 20.0), thin, Layer(material("G4_Cu"), 20.0), thick
+    )
+    samples = []
+    for seed in (1, 2):
+        beam = sample_particles(calo, 1500, particle="pi-", energy_gev=10.0, beam_spot_mm=30.0, seed=seed)
+        samples.append(simulate_showers(calo, beam, seed=seed))
+    later = replace(samples[1], energy_mev=samples[1].energy_mev * np.float32(0.8))
+    found = estimate_ageing(samples[0], later, cells=100, prior="none", n_bootstrap=20)
+    assert found.method == "likelihood"
+    pull = (found.ageing.signal_fraction - 0.8) / found.ageing.uncertainty
+    assert abs(pull.mean()) < 0.5
+    assert abs(pull.std() - 1) < 0.3
+
+
+def test_electrons_get_a_method_that_suits_them() -> None:
+    # in the core of an electron's shower each cell has a spectrum of its own
+    samples = []
+    for seed in (1, 2):
+        beam = sample_particles(CALO, 800, particle="e-", energy_gev=10.0, beam_spot_mm=30.0, seed=seed)
+        samples.append(simulate_showers(CALO, beam, seed=seed))
+    later = aged(samples[1], np.full(CALO.n_cells, 0.8))
+    found = estimate_ageing(samples[0], later, cells=150, prior="none", n_bootstrap=20)
+    assert found.method == min(found.choice, key=lambda name: found.choice[name]) != "likelihood"
+    assert any("between halves of the reference" in remark for remark in found.remarks)
+    pull = ((found.ageing.signal_fraction - 0.8) / found.ageing.uncertainty)[found.ageing.status == "measured"]
+    assert (np.abs(pull) < 1.96).mean() > 0.8
+
+
+def test_a_handful_of_showers_measures_nothing(young: Showers, later: Showers) -> None:
+    found = estimate_ageing(young.between(0, 3), later.between(0, 3), cells=50, n_bootstrap=5)
+    assert not (found.ageing.status == "measured").any()
+    assert np.isfinite(found.ageing.uncertainty).all()
+
+
+def test_masked_cells_are_left_out(young: Showers, later: Showers) -> None:
+    cells = brightest_cells(young, 20)
+    found = estimate_ageing(young, later, cells=cells, masked=cells[:3], prior="none", n_bootstrap=0).ageing
+    assert found.status[:3].tolist() == ["masked"] * 3
+    assert (found.status[3:] == "measured").all()
+    with pytest.raises(ValueError, match="masked cells"):
+        estimate_ageing(young, later, cells=cells, masked=[23_040])
+
+
 @pytest.mark.parametrize("beam", [{"energy_gev": 11.0}, {"energy_gev": 9.0}, {"x_mm": 10.0}, {"spot_mm": 40.0}], ids=str)
 def test_a_shifted_beam_is_told_and_does_little(young: Showers, beam: dict[str, float]) -> None:
     truth = linear_in_dose(young, 0.107)
@@ -148,8 +217,7 @@ def test_a_shifted_beam_is_told_and_does_little(young: Showers, beam: dict[str, 
     bias = (found.ageing.signal_fraction - truth[found.ageing.cell]).mean()
     assert abs(bias) < 0.5 * found.ageing.uncertainty.mean()
     assert any(shift.is_seen for shift in found.checks.shifts)
-    # an energy cannot be given to the reference by weights: it has none of today's
-    assert "energy_gev" in beam or any("today's beam" in remark for remark in found.remarks)
+    assert any("half its error" in remark for remark in found.remarks)
 
 
 def test_a_dead_and_a_hot_cell_break_nothing(young: Showers, later: Showers) -> None:
@@ -189,7 +257,7 @@ def test_every_method_answers(young: Showers, later: Showers) -> None:
         assert found.method == ("likelihood" if method == "auto" else method)
 
 
-def toy(calo: LayeredCalorimeter, seed: int, fraction: FloatArray | float = 1.0, n: int = 600) -> Showers:
+def toy(calo: LayeredCalorimeter, seed: int, fraction: FloatArray | float = 1.0, n: int = 500) -> Showers:
     """Independent hits: each cell in half of the showers, a peak at 1 MeV and a tail."""
     rng = np.random.default_rng(seed)
     shower, cell = np.nonzero(rng.random((n, calo.n_cells)) < 0.5)
@@ -203,12 +271,14 @@ def test_pulls_over_a_hundred_toys_are_unit_gaussians() -> None:
     truth = np.linspace(0.7, 1.05, calo.n_cells)
     pull, inside95 = [], 0
     for k in range(100):
-        found = estimate_ageing(toy(calo, 2 * k), toy(calo, 2 * k + 1, truth), prior="none", n_bootstrap=15, seed=k).ageing
+        found = estimate_ageing(
+            toy(calo, 2 * k), toy(calo, 2 * k + 1, truth), method="likelihood", prior="none", n_bootstrap=20, seed=k
+        ).ageing
         pull.append((found.signal_fraction - truth) / found.uncertainty)
         inside95 += int((np.abs(pull[-1]) < 1.96).sum())
     values = np.concatenate(pull)
     print(f"pulls {values.mean():.3f} +- {values.std():.3f}, 68 %: {(np.abs(values) < 1).mean():.3f}, 95 %: {inside95 / values.size:.3f}")
-    # 1,000 pulls: mean 0.03, width 0.02; 0.03 more for 15 replicas
+    # 1,000 pulls: mean 0.03, width 0.02; 0.03 more for 20 replicas
     assert abs(values.mean()) < 0.13
     assert abs(values.std() - 1) < 0.1
     assert 0.63 < (np.abs(values) < 1).mean() < 0.75

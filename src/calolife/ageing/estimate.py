@@ -196,8 +196,8 @@ def estimate_ageing(
     remarks = [*checks.remarks]
     if not is_shared:
         remarks.append(
-            f"{ran} is used: between halves of the reference it errs by {choice[ran]:.3f}, the likelihood by {choice['likelihood']:.3f}; cells "
-            "of a kind do not share a spectrum here, or a threshold cuts off too much of it, and no statistical limit is known"
+            f"{ran} is used: it errs by {choice[ran]:.3f} between halves of the reference, the likelihood by {choice['likelihood']:.3f}; "
+            "cells of a kind do not share a spectrum here, or a threshold cuts off too much of it, and no statistical limit is known"
         )
         limit = np.full(chosen.size, np.nan)
     if not is_measured.any():

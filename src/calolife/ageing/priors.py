@@ -129,6 +129,8 @@ def _fitted(name: tuple[str, str], base: FloatArray, is_measured: NDArray[np.boo
     # Laplace: the likelihood at the best coefficients, and the volume around them over that of their prior
     of_prior = float(coefficient @ coefficient) / _AMPLITUDE**2 + 2 * n_terms * float(np.log(_AMPLITUDE))
     evidence = float(both.sum()) - 0.5 * (of_prior + float(np.linalg.slogdet(precision)[1]))
+    # every scatter from 0 to 1 is as likely as any other: on steps of a constant ratio that is a weight
+    evidence += float(np.log(scatter))
     return _Fit(name, base, scatter, coefficient, np.asarray(covariance, dtype=np.float64), strange, evidence)
 
 
