@@ -202,6 +202,40 @@ def test_a_single_cell_can_be_drawn(stack: LayeredCalorimeter) -> None:
         ax.get_figure(root=True).draw_without_rendering()
 
 
+def test_cells_that_the_truth_does_not_list_are_not_drawn_as_unaged(found: Ageing, truth: Ageing, dose: np.ndarray) -> None:
+    few = truth.only(np.arange(0, N_CELLS, 2))
+    (line,) = (line for line in plot_against_dose(found, dose, truth=few).lines if line.get_label() == "True")
+    kept = np.isin(few.cell, found.cell[~np.isin(found.status, ["dead", "hot"])])
+    assert sorted(line.get_ydata()) == sorted(few.signal_fraction[kept])
+    assert f"True: mean {few.signal_fraction[kept].mean():.4f}" in legend(plot_distribution(found, truth=few))
+    assert "True" not in legend(plot_distribution(found, truth=Ageing([100_000], [0.9])))
+
+
+def test_single_showers_lie_inside_the_axes_of_their_sums() -> None:
+    ax = plot_energy_sums({"Young": [20.0], "Aged": [10.0]})
+    assert all(patch.get_data().values.sum() > 0 for patch in ax.patches)
+
+
+def test_methods_that_are_never_wrong_and_a_best_constant_of_0_can_be_drawn() -> None:
+    for value, constant in (([0.02, 0.01], 0.0), ([0.02, 0.0], 0.0), ([0.0], 0.0), ([0.0, 0.01], 0.01)):
+        ax = plot_methods([f"m{k}" for k in range(len(value))], value, lines={"Best constant": constant, "Statistical limit": 0.01})
+        ax.get_figure(root=True).draw_without_rendering()
+        assert "Statistical limit: 0.01" in legend(ax)
+    for mae in ([np.nan, np.nan], [0.0, 0.0], [0.01, 0.01]):
+        ax = plot_against_events([100, 200], {"a": mae}, error={"a": [np.nan, np.nan]}, limit=[np.nan, 0.01])
+        ax.get_figure(root=True).draw_without_rendering()
+
+
+def test_cells_that_are_all_alike_can_be_drawn(stack: LayeredCalorimeter) -> None:
+    same = Ageing(np.arange(5), np.full(5, 0.9), np.full(5, 0.01))
+    for ax in (
+        plot_against_truth(same, same), plot_cell_map(stack, same), plot_distribution(same, truth=same), plot_uncertainty(same, np.ones(5)),
+        plot_against_dose(same, np.zeros(5), truth=same), plot_pulls({"all": np.full(5, 0.3)}), plot_energy_sums({"Young": np.zeros(5)}),
+        plot_epochs([1, 2], {"MAE": [0.0, np.nan]}, kept_epoch=2, lines={"Best constant": 0.0}),
+    ):  # fmt: skip
+        ax.get_figure(root=True).draw_without_rendering()
+
+
 def test_all_cells_of_a_large_detector_can_be_drawn() -> None:
     n = 23_040
     rng = np.random.default_rng(3)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calolife.ageing.coefficients import Ageing
+from calolife.ageing.scores import r_squared
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.plots import COLOURS, MARKERS, new_axes, plain_ticks
 
@@ -193,6 +194,7 @@ def plot_distribution(ageing: Ageing, *, truth: Ageing | None = None, title: str
     ageing : Ageing
         Cells that are measured or prior-dominated; in grey the own hits of the measured ones, where a prior moved them.
     truth : Ageing, optional
+        Drawn are those of these cells that it lists.
     title : str
     ax : Axes, optional
 
@@ -210,8 +212,8 @@ def plot_distribution(ageing: Ageing, *, truth: Ageing | None = None, title: str
     if _has_own(found):
         series = {"Own hits alone": (found.own_fraction[found.status == "measured"], _OWN), "With prior": (found.signal_fraction, _FOUND)}
         series = {name: of for name, of in series.items() if of[0].size}
-    if truth is not None:
-        series["True"] = (truth.at(found.cell), _TRUE)
+    if truth is not None and (known := truth.only(found.cell)).n_cells:
+        series["True"] = (known.signal_fraction, _TRUE)
     low, high = _range(np.concatenate([v for v, _ in series.values()]))
     n_bins = int(np.clip(2 * found.n_cells**0.4, 8, 80))  # chosen: 20 bins for 300 cells
     edges = np.linspace(low, high, n_bins + 1)
@@ -315,7 +317,9 @@ def plot_energy_sums(sums: Mapping[str, ArrayLike], *, of: str = "all cells", ti
     if not series or not all(v.size for v in series.values()):
         raise ValueError("no energy sums to draw; give at least one series, each with showers")
     every = np.concatenate(list(series.values()))
-    low, high = (float(q) for q in np.quantile(every, [0.003, 0.997]))
+    # of a handful of showers the range would hold none
+    outside = 0.003 if every.size * 0.003 >= 1 else 0.0
+    low, high = (float(q) for q in np.quantile(every, [outside, 1 - outside]))
     if not high > low:
         low, high = low - 0.5, high + 0.5
     n_least = min(v.size for v in series.values())
@@ -370,6 +374,7 @@ def plot_against_dose(
     dose : float array, (cell,) [MeV or Gy]
         Of the cells of `ageing`.
     truth : Ageing, optional
+        Drawn are those of these cells that it lists.
     unit : {"MeV", "Gy"}
     title : str
     ax : Axes, optional
@@ -408,10 +413,11 @@ def plot_against_dose(
         at, found.signal_fraction, error, fmt="o", ms=3.2 if few else 1.5, mew=0, elinewidth=0.6, color=_FOUND,
         label="With prior" if has_own else "Cells", rasterized=not few,
     )  # fmt: skip
-    if truth is not None:
-        shown.append(truth.at(found.cell))
-        order = np.argsort(at, kind="stable")
-        ax.plot(at[order], truth.at(found.cell)[order], "--", lw=1.2, color=_TRUE, label="True", zorder=4, rasterized=not few)
+    if truth is not None and (known := truth.only(found.cell)).n_cells:
+        shown.append(known.signal_fraction)
+        known_at = at[np.isin(found.cell, known.cell)]
+        order = np.argsort(known_at, kind="stable")
+        ax.plot(known_at[order], known.signal_fraction[order], "--", lw=1.2, color=_TRUE, label="True", zorder=4, rasterized=not few)
     ax.set_ylim(*_range(np.concatenate(shown), margin=0.12))
     if few or not (at > 0).any():
         ax.set_xlim(left=0)
@@ -514,10 +520,9 @@ def _has_own(ageing: Ageing) -> bool:
 
 def _score(found: FloatArray, true: FloatArray) -> str:
     ok = np.isfinite(found)
-    mae = float(np.abs(found - true)[ok].mean())
-    spread = float(((true - true.mean()) ** 2)[ok].sum())
-    r2 = 1 - float(((found - true) ** 2)[ok].sum()) / spread if spread > 0 else np.nan
-    return f"MAE {mae:.3g}" + (f", $R^2$ {r2:.3f}" if np.isfinite(r2) else "")
+    r2 = r_squared(found[ok], true[ok])
+    mae = f"MAE {np.abs(found - true)[ok].mean():.3g}" if ok.any() else "no number"
+    return mae + (f", $R^2$ {r2:.3f}" if np.isfinite(r2) else "")
 
 
 def _range(values: FloatArray, *, margin: float = 0.08) -> tuple[float, float]:

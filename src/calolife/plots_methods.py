@@ -179,22 +179,28 @@ def plot_methods(
     spread = None if error is None else np.asarray(error, dtype=np.float64)[order]
     place = np.arange(value.size)
     ax.errorbar(value[order], place, xerr=spread, fmt="o", ms=6, lw=1.5, capsize=3, color=COLOURS[0], zorder=3)
-    for (name, level), style in zip((lines or {}).items(), ("--", ":", "-.") * 3, strict=False):
+    # the best constant of cells that aged alike is off by 0, which a logarithmic axis does not have
+    is_log = bool((value > 0).all())
+    levels = {name: level for name, level in (lines or {}).items() if level > 0 or not is_log}
+    for (name, level), style in zip(levels.items(), ("--", ":", "-.") * 3, strict=False):
         ax.axvline(level, color="0.3", lw=1.1, ls=style, label=f"{_plain(name)}: {level:.3g}", zorder=1)
     for x, y, text in zip(value[order], place, [f"{v:.3g}" for v in value[order]], strict=True):
         ax.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize="x-small")
-    ax.set_xscale("log")
-    plain_ticks(ax.xaxis)
-    every = np.concatenate([value, list((lines or {}).values())])
-    ax.set_xlim(every.min() / 1.35, every.max() * 1.35)
+    every = np.concatenate([value, list(levels.values())])
+    if is_log:
+        ax.set_xscale("log")
+        plain_ticks(ax.xaxis)
+        ax.set_xlim(every.min() / 1.35, every.max() * 1.35)
+    else:
+        ax.set_xlim(0, 1.35 * float(every.max()) or 1.0)
     ax.minorticks_off()
     ax.set_yticks(place, [_plain(names[i]) for i in order])
     ax.set_ylim(-0.6, value.size - 0.35)
     ax.grid(axis="y", color="0.9", lw=0.7, zorder=0)
     ax.set_xlabel(r"MAE of the signal fraction $\langle |\hat r - r| \rangle$")
     ax.set_title(title, fontsize="medium", parse_math=False)
-    if lines:
-        ax.legend(frameon=False, fontsize="small", ncols=len(lines), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
+    if levels:
+        ax.legend(frameon=False, fontsize="small", ncols=len(levels), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
         ax.set_title(title, fontsize="medium", parse_math=False, pad=24 if title else 6)
     return ax
 

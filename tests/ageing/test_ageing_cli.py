@@ -17,10 +17,13 @@ import numpy as np
 import polars as pl
 import pytest
 
+import calolife.ageing.estimate
 from calolife.ageing.coefficients import STATUSES, Ageing
 from calolife.ageing.damage import age_showers
+from calolife.ageing.estimate import AgeingEstimate
 from calolife.ageing.files import read_ageing, write_ageing
 from calolife.cli import main
+from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import Layer, LayeredCalorimeter, Readout
 from calolife.detector.materials import material
 from calolife.runs import read_run
@@ -95,7 +98,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Path]) -
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the figures out: they take most of the time, and are tested once."""
-    monkeypatch.setattr("calolife.cli.ageing_tables._save_figures", lambda *a, **k: None)
+    monkeypatch.setattr("calolife.cli.ageing_tables._save_figures", lambda *a, **k: [])
 
 
 def run(words: list[object]) -> dict[str, Any]:
@@ -340,9 +343,13 @@ BAD: dict[str, tuple[Callable[..., list[object]], str]] = {
     "truth without its column": (
         lambda f, s, t: [f["young"], f["aged"], "--truth", table(t / "t.csv", cell=[1], r=[0.9])], "no column signal_fraction",
     ),
-    "truth of too few cells": (
-        lambda f, s, t: [f["young"], f["aged"], "--truth", table(t / "t.csv", cell=[1], signal_fraction=[0.9])], "of the 144 cells",
+    "truth of no cell asked for": (
+        lambda f, s, t: [f["young"], f["aged"], "--cells", 2, "--truth", table(t / "t.csv", cell=[0], signal_fraction=[0.9])],
+        "none of the 2 cells",
     ),
+    "mask that is no number": (lambda f, s, t: [f["young"], f["aged"], "--mask", "5,all"], "'all' is not a number"),
+    "mask of cells that are not there": (lambda f, s, t: [f["young"], f["aged"], "--mask", "5,144"], "cells 0 to 143"),
+    "mask of everything": (lambda f, s, t: [f["young"], f["aged"], "--mask", "0-143"], "takes out all 144 cells"),
     "truth of cells that are not there": (
         lambda f, s, t: [f["young"], f["aged"], "--truth", table(t / "t.csv", cell=[999], signal_fraction=[0.9])], "cells 0 to 143",
     ),
@@ -386,6 +393,171 @@ def test_bad_options_of_compare_leave_nothing(
     assert main(list(map(str, words))) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_showers_are_an_estimate_with_remarks(
+    stack: LayeredCalorimeter, files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k in (1, 2):
+        few = Showers.from_hits(stack, [0, 0, 1], [70, 71, 70], [1.0 * k, 0.9, 1.2], pdg_id=-211, energy_gev=[10.0, 10.0])
+        write_showers(tmp_path / f"{k}.h5", few)
+    pair = [tmp_path / "1.h5", tmp_path / "2.h5", "--truth", files["truth"], "--cells", 4, "--bootstrap", 0]
+    assert main(["ageing", "estimate", *map(str, pair), "--out", str(tmp_path / "found")]) == 0
+    printed, told = capsys.readouterr()
+    assert "4 prior-dominated" in printed
+    assert "figure uncertainty-against-dose left out" in told
+    assert not (tmp_path / "found" / "plots" / "uncertainty-against-dose.png").exists()
+    assert main(["ageing", "compare", *map(str, pair), "--methods", "ratio", "--out", str(tmp_path / "compared")]) == 0
+    assert "calolife:" not in capsys.readouterr().err  # no warning
+    assert main(["ageing", "correct", str(tmp_path / "2.h5"), str(tmp_path / "found"), "--out", str(tmp_path / "healed")]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+
+CRYSTALS = CrystalCalorimeter("matrix", material("G4_PbWO4"), (1, 2, 3), 5)
+TILE = LayeredCalorimeter("tile", (Layer(material("G4_POLYSTYRENE"), 5.0, is_active=True, cells=(1, 1)),), 180.0, 180.0)
+
+
+@pytest.mark.parametrize("calo", [CRYSTALS, TILE], ids=lambda calo: calo.name)
+def test_no_figure_stands_in_the_way_of_few_cells_that_are_all_alike(
+    calo: CrystalCalorimeter | LayeredCalorimeter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for k in (1, 2):
+        rng = np.random.default_rng(k)
+        shower = np.repeat(np.arange(60), 5)
+        cell = rng.integers(0, calo.n_cells, shower.size)
+        hits = Showers.from_hits(calo, shower, cell, np.exp(0.2 * rng.normal(size=cell.size)), pdg_id=11, energy_gev=np.full(60, 1.0))
+        write_showers(tmp_path / f"{k}.h5", hits)
+    write_ageing(tmp_path / "truth.parquet", Ageing(np.arange(calo.n_cells), np.full(calo.n_cells, 0.893)))
+    words = [tmp_path / "1.h5", tmp_path / "2.h5", "--truth", tmp_path / "truth.parquet", "--cells", 1, "--bootstrap", 0]
+    assert main(["ageing", "estimate", *map(str, words), "--out", str(tmp_path / "found")]) == 0
+    assert main(["ageing", "compare", *map(str, words), "--methods", "ratio", "--out", str(tmp_path / "compared")]) == 0
+    assert main(["showers", "age", str(tmp_path / "2.h5"), "--max-loss", "0.1", "--out", str(tmp_path / "aged")]) == 0
+    printed, told = capsys.readouterr()
+    assert "calolife:" not in told
+    assert "nan" not in printed
+    compared = pl.read_parquet(tmp_path / "compared" / "comparison.parquet")
+    assert compared["r2"].is_nan().all()
+
+
+def test_one_truth_for_all_cells_has_no_r2_in_a_comparison(
+    files: dict[str, Path], stack: LayeredCalorimeter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ageing(tmp_path / "t.parquet", Ageing(np.arange(stack.n_cells), np.full(stack.n_cells, 0.893)))
+    words = ["ageing", "compare", files["young"], files["aged"], "--truth", tmp_path / "t.parquet", "--cells", 12, "--methods", "ratio"]
+    assert main([*map(str, words), "--bootstrap", "0", "--json", "--out", str(tmp_path / "run")]) == 0
+    printed, told = capsys.readouterr()
+    assert [row["r2"] for row in json.loads(printed)["methods"]] == [None] * 4
+    assert "calolife:" not in told  # a best constant that is off by 0 has no place on a logarithmic axis
+
+
+def test_a_truth_of_some_cells_scores_those(
+    estimated: tuple[Path, dict[str, Any]], files: dict[str, Path], stack: LayeredCalorimeter, truth: Ageing, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    rows = [row for row in estimated[1]["cells"] if row["status"] == "measured"]
+    some = [row["cell"] for row in rows[:5]]
+    write_ageing(tmp_path / "some.parquet", truth.only(some))
+    words = [files["young"], files["aged"], "--cells", N_CELLS, "--bootstrap", 5, "--json", "--truth", tmp_path / "some.parquet"]
+    assert main(["ageing", "estimate", *map(str, words), "--out", str(tmp_path / "some")]) == 0
+    printed, told = capsys.readouterr()
+    score = json.loads(printed)["score"]
+    assert score["n"] == 5
+    found = np.array([row["signal_fraction"] for row in rows[:5]])
+    assert score["mae"] == pytest.approx(np.abs(found - truth.at(some)).mean())
+    assert "lists 5 of the 30 cells; 5 scored" in told
+    plots = tmp_path / "some" / "plots"
+    assert pl.read_csv(plots / "map.csv").drop_nulls("true_fraction")["cell"].to_list() == some
+    assert pl.read_csv(plots / "pulls.csv").height == 5
+    # the sums are of the cells with a result: not of the dead one
+    young = make(stack, seed=1)
+    kept = np.isin(young.cell, [row["cell"] for row in rows])
+    want = np.bincount(young.shower_index[kept], young.energy_mev[kept], minlength=N)
+    np.testing.assert_allclose(pl.read_csv(plots / "energy-sums.csv")["young_mev"].to_numpy(), want, rtol=1e-6)
+    words = [*map(str, words), "--bootstrap", "0", "--methods", "ratio"]
+    assert main(["ageing", "compare", *words, "--out", str(tmp_path / "compared")]) == 0
+    printed, told = capsys.readouterr()
+    assert json.loads(printed)["n_cells"] == 5
+    assert "lists 5 of the 30 cells; 5 scored" in told
+
+
+def test_a_truth_of_the_dead_cell_alone_gives_no_score_and_no_comparison(
+    files: dict[str, Path], stack: LayeredCalorimeter, truth: Ageing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_ageing(tmp_path / "dead.parquet", truth.only([brightest(make(stack, seed=1))]))
+    words = [files["young"], files["aged"], "--cells", 12, "--bootstrap", 0, "--truth", tmp_path / "dead.parquet"]
+    assert main(["ageing", "estimate", *map(str, words), "--json", "--out", str(tmp_path / "found")]) == 0
+    printed, told = capsys.readouterr()
+    assert json.loads(printed)["score"] is None
+    assert "there is no score" in told
+    assert main(["ageing", "compare", *map(str, words), "--out", str(tmp_path / "compared"), "--quiet"]) == 2
+    assert "11 measured, 1 dead" in capsys.readouterr().err.replace("1 dead, 11 measured", "11 measured, 1 dead")
+    assert not list(tmp_path.glob("compared*"))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_masked_cells_are_listed_and_count_for_nothing(files: dict[str, Path], truth: Ageing, tmp_path: Path) -> None:
+    words = [files["young"], files["aged"], "--cells", 12, "--bootstrap", 0, "--truth", files["truth"]]
+    whole = run(["estimate", *words, "--out", tmp_path / "whole"])
+    listed = [row["cell"] for row in whole["cells"] if row["status"] == "measured"]
+    # the third one beside two neighbours that may not be among the twelve
+    mask = f"{listed[0]},{listed[2]}-{listed[2]}"
+    found = run(["estimate", *words, "--mask", mask, "--out", tmp_path / "masked"])
+    assert [row["cell"] for row in found["cells"] if row["status"] == "masked"] == [listed[0], listed[2]]
+    assert found["n_cells"] == 12
+    assert found["score"]["n"] == whole["score"]["n"] - 2
+    compared = run(["compare", *words, "--methods", "ratio", "--mask", mask, "--out", tmp_path / "compared"])
+    assert compared["n_cells"] == whole["score"]["n"] - 2
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the estimate is asked for; auto takes the trimmed mean, and an adversarial fit is a ratio of means."""
+    asked: list[dict[str, Any]] = []
+    real = calolife.ageing.estimate.estimate_ageing
+
+    def stand_in(reference: Showers, today: Showers, **options: Any) -> AgeingEstimate:
+        asked.append(dict(options))
+        took = {"auto": "trimmed", "wgan": "ratio"}.get(options["method"], options["method"])
+        made = real(reference, today, **(options | {"method": took, "wgan": None}))
+        return replace(made, choice={"likelihood": 0.03, "trimmed": 0.02} if options["method"] == "auto" else {})
+
+    monkeypatch.setattr("calolife.ageing.estimate.estimate_ageing", stand_in)
+    return asked
+
+
+@pytest.mark.usefixtures("undrawn", "chosen")
+def test_what_auto_chose_is_told(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["estimate", files["young"], files["aged"], "--cells", 5, "--bootstrap", 0]
+    found = run([*words, "--out", tmp_path / "json"])
+    assert (found["method"], found["choice"]) == ("trimmed", {"likelihood": 0.03, "trimmed": 0.02})
+    assert json.loads((tmp_path / "json" / "checks.json").read_text())["choice"] == found["choice"]
+    assert run([*words, "--method", "ratio", "--out", tmp_path / "ratio"])["choice"] == {}
+    assert main(["ageing", *map(str, words), "--quiet", "--out", str(tmp_path / "text")]) == 0
+    assert "auto chose trimmed: errors between halves of the reference trimmed 0.020, likelihood 0.030\n" in capsys.readouterr().out
+
+
+def test_compare_names_what_auto_chose_and_scores_the_others(chosen: list[dict[str, Any]], files: dict[str, Path], tmp_path: Path) -> None:
+    words = ["compare", files["young"], files["aged"], "--cells", 8, "--bootstrap", 0, "--truth", files["truth"], "--events", "200"]
+    found = run([*words, "--methods", "trimmed,likelihood,ratio", "--out", tmp_path / "run"])
+    names = [row["method"] for row in found["methods"]]
+    assert names == ["trimmed (auto)", "trimmed (auto), dose prior", "likelihood", "ratio", "best constant"]
+    # with fewer events the same method, whatever auto would take of them
+    assert [c["method"] for c in chosen] == ["auto", "trimmed", "auto", "trimmed", "likelihood", "likelihood", "ratio", "ratio"]
+
+
+def test_compare_reaches_the_published_network_and_the_other_penalties(
+    chosen: list[dict[str, Any]], files: dict[str, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    words = ["compare", files["young"], files["aged"], "--cells", 8, "--bootstrap", 0, "--truth", files["truth"]]
+    names = ["wgan", "wgan-published", "wgan-clip", "wgan-spectral"]
+    found = run([*words, "--methods", ",".join(names), "--out", tmp_path / "run"])
+    assert [row["method"] for row in found["methods"]][2:-1] == names
+    plain, published, clip, spectral = (c["wgan"] for c in chosen if c["method"] == "wgan")
+    assert plain is None
+    assert published.is_published
+    assert (clip.penalty, spectral.penalty) == ("clip", "spectral")
+    assert len({c["checkpoint_dir"] for c in chosen if c["method"] == "wgan"}) == 4
 
 
 def test_a_run_that_is_there_is_not_replaced(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calolife.ageing.coefficients import Ageing
-from calolife.ageing.scores import AgeingScore, score_ageing
+from calolife.ageing.scores import AgeingScore, r_squared, score_ageing
 
 
 def test_the_truth_itself_scores_best() -> None:
@@ -84,6 +84,11 @@ def test_cells_without_an_uncertainty_count_for_the_error_alone() -> None:
 def test_cells_with_the_same_truth_have_no_r2() -> None:
     truth = Ageing(np.arange(7), np.full(7, 0.893))  # their mean is off by a rounding error
     assert math.isnan(score_ageing(Ageing(np.arange(7), np.full(7, 0.9)), truth).r2)
+
+
+@pytest.mark.parametrize("true", [np.full(7, 0.893), np.array([0.9]), np.zeros(0)])
+def test_r2_of_a_truth_without_spread_has_no_meaning(true: np.ndarray) -> None:
+    assert math.isnan(r_squared(true + 0.01, true))
 
 
 def test_nothing_to_compare_is_an_error() -> None:

@@ -237,7 +237,7 @@ def test_a_dead_and_a_hot_cell_break_nothing(young: Showers, later: Showers) -> 
 
 @pytest.mark.parametrize(("prior", "widest"), [("none", 0.5), ("dose", 0.2)])
 def test_a_cell_with_few_hits_is_not_guessed(young: Showers, later: Showers, prior: str, widest: float) -> None:
-    found = estimate_ageing(young, later, prior=prior, n_bootstrap=5).ageing
+    found = estimate_ageing(young, later, prior=prior, n_bootstrap=2).ageing
     few = found.status == "prior-dominated"
     assert few.sum() > 20_000
     assert np.isfinite(found.uncertainty).all()
@@ -250,7 +250,7 @@ def test_every_method_answers(young: Showers, later: Showers) -> None:
 
     pytest.importorskip("ot")
     for method in METHODS:
-        settings = WganSettings(epochs=2) if method == "wgan" else None
+        settings = WganSettings(epochs=1) if method == "wgan" else None
         found = estimate_ageing(young, later, method=method, cells=10, prior="none", n_bootstrap=2, wgan=settings)
         assert np.isfinite(found.ageing.signal_fraction).all(), method
         assert np.isfinite(found.ageing.uncertainty).all(), method

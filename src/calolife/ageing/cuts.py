@@ -89,6 +89,8 @@ def rough_fraction(reference: Showers, today: Showers) -> float:
     everything = np.arange(reference.detector.n_cells)
     fraction = _start(reference, today, everything, 1.0)
     samples = _look(reference, today, everything, fraction, np.zeros(0, np.int64))
+    if not samples.parts:
+        return 1.0
     biggest = max(samples.parts, key=lambda part: part.pool.energy_mev.size)
     one = replace(biggest, which=np.ones(1, dtype=bool))
     seen, aged = (_as_one(sample.of_cells(biggest.which)) for sample in (samples.reference, samples.today))

@@ -47,6 +47,11 @@ __all__ = ["compare", "estimate"]
 _MOST_APART = 1.5  # chosen: no beam drifts by a factor of 1.5 in energy; that is another beam
 _SHARE_APART = 0.1  # chosen: the particles of two runs of one beam agree better than that
 _FEWEST_EVENTS = 50  # chosen: with fewer no cell has the hits that a spectrum takes
+_VARIANTS: dict[str, dict[str, Any]] = {
+    "wgan-published": {"published": True, "penalty": None},
+    "wgan-clip": {"published": False, "penalty": "clip"},
+    "wgan-spectral": {"published": False, "penalty": "spectral"},
+}
 
 Reference = Annotated[
     Path, typer.Argument(metavar="REF", help="Showers in the young detector: a run or a file of them (.h5, .root).", show_default=False)
@@ -57,6 +62,10 @@ Today = Annotated[
 Cells = Annotated[
     int | None,
     typer.Option("--cells", help="How many cells, those with the largest summed energy in REF; all when left out.", show_default=False),
+]
+Mask = Annotated[
+    str | None,
+    typer.Option("--mask", help="Cells to take out of everything, such as 5,17 or 5-17; they are listed as masked.", show_default=False),
 ]
 DetectorName = Annotated[
     str | None,
@@ -84,6 +93,7 @@ def estimate(
         str, typer.Option("--prior", help="dose: the loss follows the dose, as far as the data say so; none: each cell for itself.")
     ] = "dose",
     cells: Cells = None,
+    mask: Mask = None,
     bootstrap: Bootstrap = None,
     truth: Annotated[Path | None, typer.Option("--truth", help=_TRUTH, show_default=False)] = None,
     published: Annotated[bool, typer.Option("--published", help="wgan: the published recipe, 100 epochs and the last one kept.")] = False,
@@ -110,26 +120,30 @@ def estimate(
     must_be_apart(out, inputs)
     young, aged = _read_pair(reference, today, detector=detector, quiet=quiet)
     wanted = _cells(young, cells)
-    known = None if truth is None else _read_truth(truth, young, wanted)
+    masked = _masked(mask, young, wanted)
+    known, told = (None, []) if truth is None else _read_truth(truth, young, wanted)
     with new_run(out, config=used_options(ctx), seed=seed, inputs=inputs, force=force) as run:
         checkpoint = run.path / "checkpoint"
         if run.is_resumed and checkpoint.exists():
             say(f"taking up the training in {checkpoint}", quiet=quiet)
         with progress_bar(quiet=quiet) as report:
             found = estimate_ageing(
-                young, aged, method=method, prior=prior, cells=wanted, seed=seed, n_bootstrap=bootstrap, wgan=settings, device=on_device,
-                progress=report, checkpoint_dir=checkpoint if method == "wgan" else None,
+                young, aged, method=method, prior=prior, cells=wanted, masked=masked, seed=seed, n_bootstrap=bootstrap, wgan=settings,
+                device=on_device, progress=report, checkpoint_dir=checkpoint if method == "wgan" else None,
             )  # fmt: skip
         scores = ageing_tables.score_estimate(found, known)
-        ageing_tables.save_estimate(run, young, aged, found, truth=known, scores=scores)
+        left_out = ageing_tables.save_estimate(run, young, aged, found, truth=known, scores=scores)
         log(run, f"{found.method}, prior {found.prior}: {found.ageing.n_cells} cells in {found.seconds:.1f} s")
         shutil.rmtree(checkpoint, ignore_errors=True)
-    for remark in found.remarks:  # said once it is made: bad input is one line
+    if known is not None:
+        told = _told_of_scores(told, scores["result"].n if scores else 0)
+    remarks = [*found.remarks, *told, *left_out]
+    for remark in remarks:  # said once it is made: bad input is one line
         say(remark, quiet=quiet)
     if as_json:
-        print_json(ageing_tables.to_json_dict(found, scores=scores) | {"run": str(out)})
+        print_json(ageing_tables.to_json_dict(found, scores=scores, remarks=remarks) | {"run": str(out)})
         return
-    ageing_tables.print_estimate(found, young, aged, scores=scores)
+    ageing_tables.print_estimate(found, young, aged, truth=known, scores=scores)
     print(f"plots and numbers: {out}")
 
 
@@ -140,9 +154,15 @@ def compare(
     truth: Annotated[Path, typer.Option("--truth", metavar="AGEING", help=_TRUTH, show_default=False)],
     out: Out,
     methods: Annotated[
-        str | None, typer.Option("--methods", help="ratio,cramer or the like; all of them when left out.", show_default=False)
+        str | None,
+        typer.Option(
+            "--methods",
+            show_default=False,
+            help="ratio,cramer or the like; all that estimate has when left out. Also wgan-published, wgan-clip and wgan-spectral.",
+        ),
     ] = None,
     cells: Cells = None,
+    mask: Mask = None,
     bootstrap: Bootstrap = None,
     events: Annotated[
         str | None, typer.Option("--events", help="Also with the first 500,1000,2000 events of each sample.", show_default=False)
@@ -163,59 +183,69 @@ def compare(
 
     named = None if methods is None else [m.strip() for m in methods.split(",") if m.strip()]
     if named is not None and not named:
-        raise ValueError(f"--methods {methods!r} names nothing; give one or more of {', '.join(METHODS)}")
+        raise ValueError(f"--methods {methods!r} names nothing; give one or more of {', '.join([*METHODS, *_VARIANTS])}")
     for name in named or ():
-        _must_be_one_of(name, METHODS, "--methods")
+        _must_be_one_of(name, [*METHODS, *_VARIANTS], "--methods")
     on_device = pick_device(device)
     inputs = [reference, today, truth]
     must_be_apart(out, inputs)
     young, aged = _read_pair(reference, today, detector=detector, quiet=quiet)
     wanted = _cells(young, cells)
-    known = _read_truth(truth, young, wanted)
+    masked = _masked(mask, young, wanted)
+    known, told = _read_truth(truth, young, wanted)
     sizes = () if events is None else _sizes(events, min(young.n_showers, aged.n_showers))
     missing: list[str] = []
 
     def run_one(
-        run: Run, method: str, prior: str, first: Showers, then: Showers, *, n_bootstrap: int | None, report: Report
+        run: Run, name: str, prior: str, first: Showers, then: Showers, *, n_bootstrap: int | None, report: Report
     ) -> AgeingEstimate | None:
-        folder = run.path / "checkpoint" / f"{method}-{first.n_showers}" if method == "wgan" else None
+        method = "wgan" if name in _VARIANTS else name
+        folder = run.path / "checkpoint" / f"{name}-{first.n_showers}" if method == "wgan" else None
         try:
+            settings = _wgan_settings("wgan", epochs=None, **_VARIANTS[name]) if name in _VARIANTS else None
             return estimate_ageing(
-                first, then, method=method, prior=prior, cells=wanted, seed=seed, n_bootstrap=n_bootstrap, device=on_device,
-                progress=report, checkpoint_dir=folder,
+                first, then, method=method, prior=prior, cells=wanted, masked=masked, seed=seed, n_bootstrap=n_bootstrap, wgan=settings,
+                device=on_device, progress=report, checkpoint_dir=folder,
             )  # fmt: skip
         except MissingExtraError as error:
             if named is not None:  # asked for by name
                 raise
-            missing.append(f"{method} left out: {error}")
+            missing.append(f"{name} left out: {error}")
             return None
 
-    # auto first, with and without the prior: what the others are held against
-    others = [m for m in dict.fromkeys(named or METHODS) if m not in ("auto", "likelihood")]
-    asked = [("auto", "none"), ("auto", "dose"), *((m, "none") for m in others)]
     with new_run(out, config=used_options(ctx), seed=seed, inputs=inputs, force=force) as run:
         found: dict[tuple[str, str], AgeingEstimate] = {}
         smaller: dict[tuple[str, str], dict[int, AgeingEstimate]] = {}
+        # auto first, with and without the prior: what the others are held against
+        asked = [("auto", "none"), ("auto", "dose")]
         with progress_bar(quiet=quiet) as report:
-            for method, prior in asked:
-                made = run_one(run, method, prior, young, aged, n_bootstrap=bootstrap, report=report)
+            while asked:
+                name, prior = asked.pop(0)
+                made = run_one(run, name, prior, young, aged, n_bootstrap=bootstrap, report=report)
                 if made is None:
                     continue
-                found[method, prior] = made
+                found[name, prior] = made
+                if (name, prior) == ("auto", "none"):
+                    ageing_tables.must_have_scores(made, known)  # before the other methods take their time
+                    asked += [(m, "none") for m in dict.fromkeys(named or METHODS) if m not in ("auto", made.method)]
+                # the curve of one method: auto could take another one of fewer events
+                same = made.method if name == "auto" else name
                 for n in sizes:
-                    few = run_one(run, method, prior, young.between(0, n), aged.between(0, n), n_bootstrap=0, report=report)
+                    few = run_one(run, same, prior, young.between(0, n), aged.between(0, n), n_bootstrap=0, report=report)
                     if few is not None:
-                        smaller.setdefault((method, prior), {})[n] = few
+                        smaller.setdefault((name, prior), {})[n] = few
         comparison = ageing_tables.compare_estimates(
             found, known, n_showers=(young.n_showers, aged.n_showers), smaller=smaller, has_errors=bootstrap != 0, seed=seed
         )
-        ageing_tables.save_comparison(run, comparison)
+        left_out = ageing_tables.save_comparison(run, comparison)
         shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
         log(run, f"compared {', '.join(r.name for r in comparison.rows)} on {comparison.cell.size} cells")
-    for remark in [*dict.fromkeys(missing), *found["auto", "none"].remarks]:
+    told = _told_of_scores(told, comparison.cell.size)
+    remarks = [*dict.fromkeys(missing), *found["auto", "none"].remarks, *told, *left_out]
+    for remark in remarks:
         say(remark, quiet=quiet)
     if as_json:
-        print_json(ageing_tables.comparison_json(comparison) | {"run": str(out)})
+        print_json(ageing_tables.comparison_json(comparison) | {"remarks": remarks, "run": str(out)})
         return
     ageing_tables.print_comparison(comparison)
     print(f"plots and numbers: {out}")
@@ -318,7 +348,28 @@ def _cells(young: Showers, n: int | None) -> NDArray[np.int64]:
         raise ValueError(f"--cells: {error}") from None
 
 
-def _read_truth(path: Path, young: Showers, wanted: NDArray[np.int64]) -> Ageing:
+def _masked(text: str | None, young: Showers, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    import numpy as np
+
+    if text is None:
+        return np.zeros(0, np.int64)
+    masked = np.array(parse_numbers(text, what="--mask"), dtype=np.int64)
+    calo = young.detector
+    if (wrong := masked[(masked < 0) | (masked >= calo.n_cells)]).size:
+        raise ValueError(f"--mask {text!r}: cell {wrong[0]}; detector {calo.name!r} has cells 0 to {calo.n_cells - 1}")
+    if np.isin(wanted, masked).all():
+        raise ValueError(f"--mask {text!r} takes out all {wanted.size} cells; mask fewer, or ask for more with --cells")
+    return masked
+
+
+def _told_of_scores(told: list[str], n_scored: int) -> list[str]:
+    if not n_scored:
+        return [*told, "no cell that the truth lists has a result: there is no score"]
+    return [f"{remark}; {n_scored} scored" for remark in told]
+
+
+def _read_truth(path: Path, young: Showers, wanted: NDArray[np.int64]) -> tuple[Ageing, list[str]]:
+    """The truth, and a remark if it does not list all cells."""
     import numpy as np
 
     from calolife.ageing.files import read_truth
@@ -333,11 +384,11 @@ def _read_truth(path: Path, young: Showers, wanted: NDArray[np.int64]) -> Ageing
     if known.n_cells and known.cell[-1] >= calo.n_cells:
         raise ValueError(f"--truth {path} lists cell {known.cell[-1]}; detector {calo.name!r} has cells 0 to {calo.n_cells - 1}")
     n_listed = int(np.isin(wanted, known.cell).sum())
-    if n_listed < wanted.size:
+    if not n_listed:
         raise ValueError(
-            f"--truth {path} lists {n_listed} of the {wanted.size} cells; ask for fewer with --cells, or give the truth of all of them"
+            f"--truth {path} lists none of the {wanted.size} cells asked for; give their truth, or ask for others with --cells"
         )
-    return known
+    return known, [f"--truth {path} lists {n_listed} of the {wanted.size} cells"] if n_listed < wanted.size else []
 
 
 def _sizes(text: str, n_most: int) -> tuple[int, ...]:

@@ -121,6 +121,8 @@ def correct(
             f"hold {100 * share:.1f} % of the energy",
             quiet=quiet,
         )
+    if "corrected" in sample.origin:
+        say("these showers were corrected before, and now once more", quiet=quiet)
     if sample.readout is not None and sample.readout.threshold_mev > 0:
         say(f"what the threshold of {sample.readout.threshold_mev:g} MeV cut from the aged signal does not come back", quiet=quiet)
     if as_json:
@@ -132,7 +134,8 @@ def correct(
     print(f"{out}: {n_showers} showers in {calo.name}, {int(is_used.sum())} cells corrected")
     for name, visible in sums.items():
         m, w = metrics[f"visible energy {named[name]}"], metrics[f"width {named[name]}"]
-        print(f"{name}: mean {_rounded(m)} MeV, width {_rounded(w)} MeV ({visible.size} showers)")
+        width = f", width {_rounded(w)} MeV" if math.isfinite(w.value) else ""
+        print(f"{name}: mean {_rounded(m)} MeV{width} ({visible.size} showers)")
 
 
 def _visible(path: Path, known: Detector | None, report: Report) -> NDArray[np.float64]:

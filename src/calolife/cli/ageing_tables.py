@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from calolife.cli.options import print_table
 
 if TYPE_CHECKING:
+    import polars as pl
+    from matplotlib.axes import Axes
+
     from calolife.ageing.checks import Checks
     from calolife.ageing.coefficients import Ageing
     from calolife.ageing.estimate import AgeingEstimate
@@ -26,6 +29,7 @@ __all__ = [
     "compare_estimates",
     "comparison_json",
     "limit_mae",
+    "must_have_scores",
     "print_comparison",
     "print_estimate",
     "save_comparison",
@@ -41,6 +45,7 @@ _N_DRAWS = 1000  # chosen: the ends of a 95 % interval are then known to 5 % of 
 _MAE_OF_SIGMA = math.sqrt(2 / math.pi)  # mean absolute deviation of a unit Gaussian
 _MOST_NAMED = 10  # chosen: dead cells named on screen; the files name all
 _BASELINE = "best constant"
+_USUAL = "likelihood"  # what auto takes where nothing speaks against it
 
 
 @dataclass(frozen=True)
@@ -115,16 +120,16 @@ def score_estimate(found: AgeingEstimate, truth: Ageing | None) -> dict[str, Age
     Returns
     -------
     dict of str to AgeingScore
-        ``result`` of all cells that have one, ``measured`` of those with hits enough, ``own`` of the latter before any
-        prior; nothing without a truth or such a cell.
+        ``result`` of all cells that have one and that the truth lists, ``measured`` of those with hits enough, ``own`` of
+        the latter before any prior; nothing without a truth or such a cell.
     """
     from calolife.ageing.scores import score_ageing
 
     made: dict[str, AgeingScore] = {}
-    if truth is None or not np.isin(found.ageing.status, _USABLE).any():
+    if truth is None or not (scored := _scored(found, truth)).any():
         return made
     made["result"] = score_ageing(found.ageing, truth)
-    if (measured := found.ageing.only(found.ageing.cell[found.ageing.status == "measured"])).n_cells:
+    if (measured := found.ageing.only(found.ageing.cell[scored & (found.ageing.status == "measured")])).n_cells:
         made["measured"] = score_ageing(measured, truth)
         made["own"] = score_ageing(measured, truth, own=True)
     return made
@@ -137,7 +142,7 @@ def limit_mae(found: AgeingEstimate, *, among: NDArray[np.bool_] | None = None) 
     return float(_MAE_OF_SIGMA * sigma.mean()) if sigma.size else math.nan
 
 
-def to_json_dict(found: AgeingEstimate, *, scores: Mapping[str, AgeingScore]) -> dict[str, Any]:
+def to_json_dict(found: AgeingEstimate, *, scores: Mapping[str, AgeingScore], remarks: Sequence[str]) -> dict[str, Any]:
     """What ``--json`` prints."""
     a = found.ageing
     cells = [
@@ -151,26 +156,35 @@ def to_json_dict(found: AgeingEstimate, *, scores: Mapping[str, AgeingScore]) ->
         "score": scores["result"].to_json_dict() if "result" in scores else None,
         "measured_score": scores["measured"].to_json_dict() if "measured" in scores else None,
         "own_score": scores["own"].to_json_dict() if "own" in scores else None,
-        "limit_mae": limit_mae(found), "law": found.law, "checks": _checks(found.checks), "remarks": list(found.remarks),
+        "limit_mae": limit_mae(found), "law": found.law, "choice": dict(found.choice), "checks": _checks(found.checks),
+        "remarks": list(remarks),
     }  # fmt: skip
 
 
 def save_estimate(
     run: Run, young: Showers, aged: Showers, found: AgeingEstimate, *, truth: Ageing | None, scores: Mapping[str, AgeingScore]
-) -> None:
-    """The coefficients, the checks, metrics and figures."""
+) -> list[str]:
+    """Keep the coefficients, the checks, metrics and figures.
+
+    Returns
+    -------
+    list of str
+        One remark for each figure that had nothing to show.
+    """
     from calolife.ageing.files import AGEING_FILE, write_ageing
     from calolife.runs import write_json, write_metrics, write_table
 
     write_ageing(run.path / AGEING_FILE, found.ageing)
-    write_json(run, "checks", _finite(_checks(found.checks) | {"remarks": list(found.remarks)}))
+    write_json(run, "checks", _finite(_checks(found.checks) | {"choice": dict(found.choice), "remarks": list(found.remarks)}))
     write_metrics(run, _metrics(found, scores))
     if found.epochs:
         write_table(run, "epochs", _epoch_table(found, truth))
-    _save_figures(run, young, aged, found, truth=truth)
+    return _save_figures(run, young, aged, found, truth=truth)
 
 
-def print_estimate(found: AgeingEstimate, young: Showers, aged: Showers, *, scores: Mapping[str, AgeingScore]) -> None:
+def print_estimate(
+    found: AgeingEstimate, young: Showers, aged: Showers, *, truth: Ageing | None, scores: Mapping[str, AgeingScore]
+) -> None:
     """The result in a few lines."""
     a = found.ageing
     usable, measured = np.isin(a.status, _USABLE), a.status == "measured"
@@ -179,6 +193,9 @@ def print_estimate(found: AgeingEstimate, young: Showers, aged: Showers, *, scor
         f"{found.method}, {prior}: {a.n_cells} cells of {young.detector.name}, {young.n_showers} + {aged.n_showers} showers, "
         f"{found.seconds:.1f} s"
     )
+    if found.choice and found.method != _USUAL:
+        errors = ", ".join(f"{name} {_digits(error)}" for name, error in sorted(found.choice.items(), key=lambda of: of[1]))
+        print(f"auto chose {found.method}: errors between halves of the reference {errors}")
     if usable.any():
         r = a.signal_fraction[usable]
         typical = f"typical error {_digits(float(np.median(a.uncertainty[usable])))}"
@@ -191,9 +208,9 @@ def print_estimate(found: AgeingEstimate, young: Showers, aged: Showers, *, scor
         if (listed := a.cell[a.status == name]).size:
             more = f" and {listed.size - _MOST_NAMED} more" if listed.size > _MOST_NAMED else ""
             print(f"{name}: {', '.join(map(str, listed[:_MOST_NAMED].tolist()))}{more}")
-    if not scores:
+    if truth is None or not scores:
         return
-    limit = limit_mae(found)
+    limit = limit_mae(found, among=_scored(found, truth) & measured)
     is_mixed = scores.get("measured") != scores["result"]
     rows = [["result", *_score_cells(scores["result"], math.nan if is_mixed else limit)]]
     if is_mixed and "measured" in scores:
@@ -216,11 +233,11 @@ def compare_estimates(
 
     Parameters
     ----------
-    found : mapping of (method, prior) to AgeingEstimate
-        With ("auto", "none"), which the others are held against.
+    found : mapping of (name, prior) to AgeingEstimate
+        By the name that the method was asked for, with ("auto", "none"), which the others are held against.
     truth : Ageing
     n_showers : tuple of int
-    smaller : mapping of (method, prior) to mapping of int to AgeingEstimate
+    smaller : mapping of (name, prior) to mapping of int to AgeingEstimate
         With fewer events.
     has_errors : bool
         The uncertainties are errors: without replicas they are the statistical limit, and say nothing of a method.
@@ -229,29 +246,32 @@ def compare_estimates(
     Raises
     ------
     ValueError
-        No cell that all can use.
+        No cell that has a result and a truth.
 
     Notes
     -----
     The intervals are of a bootstrap over cells, on the same draws for every method.
     """
+    from calolife.ageing.scores import r_squared
+
     auto = found["auto", "none"]
-    common = np.isin(auto.ageing.cell, truth.cell)
+    must_have_scores(auto, truth)
+    common = _scored(auto, truth)
     for e in found.values():
-        common &= np.isin(e.ageing.status, _USABLE)
-    if not common.any():
-        raise ValueError("no cell has hits enough for every method; give more showers, or fewer --cells")
+        common &= _scored(e, truth)  # what is dead, hot or masked is so for every method
+    assert common.any()
     cell = auto.ageing.cell[common]
     true = truth.at(cell)
     limit = limit_mae(auto, among=common)
-    fractions = {_name(*key): e.ageing.signal_fraction[common] for key, e in found.items()}
+    names = {key: _name(*key, e.method) for key, e in found.items()}
+    fractions = {names[key]: e.ageing.signal_fraction[common] for key, e in found.items()}
     fractions[_BASELINE] = np.full(cell.size, float(np.median(true)))
     off = {name: np.abs(value - true) for name, value in fractions.items()}
-    own = off[_name("auto", "none")]
+    own = off[names["auto", "none"]]
     draws = np.random.default_rng([seed, 5]).integers(0, cell.size, (_N_DRAWS, cell.size))
     rows = []
     for name, value in fractions.items():
-        key = next((k for k in found if _name(*k) == name), None)
+        key = next((k for k in found if names[k] == name), None)
         inside = (math.nan, math.nan)
         if key is not None and has_errors:
             sigma = found[key].ageing.uncertainty[common]
@@ -259,25 +279,45 @@ def compare_estimates(
         low, high = (float(q) for q in np.quantile((off[name] - own)[draws].mean(axis=1), [0.025, 0.975]))
         mae = float(off[name].mean())
         rows.append(ComparisonRow(
-            name, mae, _spread_of_mean(off[name]), _r2(value, true), *inside, mae / limit,
+            name, mae, _spread_of_mean(off[name]), r_squared(value, true), *inside, mae / limit,
             math.nan if key is None else found[key].seconds, mae - float(own.mean()), low, high,
         ))  # fmt: skip
     few: dict[str, dict[int, tuple[float, float, float]]] = {}
     for key, of_size in smaller.items():
         for n, e in of_size.items():
-            ok = common & np.isin(e.ageing.status, _USABLE)
+            ok = common & _scored(e, truth)
             if ok.any():
                 error = np.abs(e.ageing.signal_fraction[ok] - truth.at(e.ageing.cell[ok]))
-                few.setdefault(_name(*key), {})[n] = float(error.mean()), _spread_of_mean(error), limit_mae(e, among=ok)
+                few.setdefault(names[key], {})[n] = float(error.mean()), _spread_of_mean(error), limit_mae(e, among=ok)
     return Comparison(tuple(rows), cell, true, fractions, limit, n_showers, few)
 
 
-def save_comparison(run: Run, comparison: Comparison) -> None:
-    """The table, the fractions of every method, and the figures."""
+def must_have_scores(found: AgeingEstimate, truth: Ageing) -> None:
+    """Refuse to compare where no cell could be scored.
+
+    Raises
+    ------
+    ValueError
+        No cell has a result and is listed in the truth.
+    """
+    if not _scored(found, truth).any():
+        a = found.ageing
+        counts = ", ".join(f"{n} {name}" for name in dict.fromkeys(a.status.tolist()) if (n := int((a.status == name).sum())))
+        raise ValueError(f"no cell has both a result and a truth (of {a.n_cells} cells: {counts}); ask for others with --cells or --mask")
+
+
+def save_comparison(run: Run, comparison: Comparison) -> list[str]:
+    """Keep the table, the fractions of every method, and the figures.
+
+    Returns
+    -------
+    list of str
+        One remark for each figure that had nothing to show.
+    """
     import polars as pl
 
     from calolife.plots_methods import plot_against_events, plot_methods
-    from calolife.runs import Metric, write_metrics, write_plot, write_table
+    from calolife.runs import Metric, write_metrics, write_table
 
     n = comparison.cell.size
     rows = [_row_dict(r) for r in comparison.rows]
@@ -294,13 +334,17 @@ def save_comparison(run: Run, comparison: Comparison) -> None:
     if math.isfinite(comparison.limit_mae):
         lines = {"Statistical limit": comparison.limit_mae} | lines
     first, then = comparison.n_showers
-    drawn = plot_methods(
-        [r.name for r in shown], [r.mae for r in shown], error=[r.mae_error for r in shown], lines=lines,
-        title=f"{n} cells, {first} + {then} showers",
-    )  # fmt: skip
-    write_plot(run, "methods", drawn, table)
+    left_out: list[str] = []
+
+    def draw_methods() -> Axes:
+        return plot_methods(
+            [r.name for r in shown], [r.mae for r in shown], error=[r.mae_error for r in shown], lines=lines,
+            title=f"{n} cells, {first} + {then} showers",
+        )  # fmt: skip
+
+    _keep_figure(run, "methods", draw_methods, table, left_out)
     if not comparison.smaller:
-        return
+        return left_out
     least = min(comparison.n_showers)
     series: dict[str, dict[int, tuple[float, float, float]]] = {name: dict(of) for name, of in comparison.smaller.items()}
     for r in shown:
@@ -317,13 +361,19 @@ def save_comparison(run: Run, comparison: Comparison) -> None:
     )
     write_table(run, "events", at)
     nan3 = (math.nan, math.nan, math.nan)
+    # auto may have no cell at one of the sizes
+    least_limit = {k: of[2] for k, of in series.get(comparison.rows[0].name, {}).items()}
     column = {name: np.array([of.get(k, nan3) for k in sizes]) for name, of in series.items()}
-    limit = column[_name("auto", "none")][:, 2]
-    drawn = plot_against_events(
-        sizes, {m: c[:, 0] for m, c in column.items()}, error={m: c[:, 1] for m, c in column.items()},
-        limit=limit if np.isfinite(limit).any() else None, title=f"{n} cells",
-    )  # fmt: skip
-    write_plot(run, "error-against-events", drawn, at)
+    limit = np.array([least_limit.get(k, math.nan) for k in sizes])
+
+    def draw_events() -> Axes:
+        return plot_against_events(
+            sizes, {m: c[:, 0] for m, c in column.items()}, error={m: c[:, 1] for m, c in column.items()},
+            limit=limit if np.isfinite(limit).any() else None, title=f"{n} cells",
+        )  # fmt: skip
+
+    _keep_figure(run, "error-against-events", draw_events, at, left_out)
+    return left_out
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -331,7 +381,8 @@ def print_comparison(comparison: Comparison) -> None:
     first, then = comparison.n_showers
     rows = [
         [
-            r.name, f"{_digits(r.mae)} +- {_digits(r.mae_error)}", f"{r.r2:.2f}", _percent(r.coverage68), _percent(r.coverage95),
+            r.name, _digits(r.mae) + (f" +- {_digits(r.mae_error)}" if math.isfinite(r.mae_error) else ""),
+            f"{r.r2:.2f}" if math.isfinite(r.r2) else "", _percent(r.coverage68), _percent(r.coverage95),
             f"{r.over_limit:.2f}" if math.isfinite(r.over_limit) else "", f"{r.seconds:.1f}" if math.isfinite(r.seconds) else "",
             "" if k == 0 else f"{r.difference:+.4f} [{r.low:+.4f}, {r.high:+.4f}]", "" if k == 0 else r.verdict,
         ]
@@ -386,82 +437,101 @@ def _metrics(found: AgeingEstimate, scores: Mapping[str, AgeingScore]) -> dict[s
     return metrics
 
 
-def _save_figures(run: Run, young: Showers, aged: Showers, found: AgeingEstimate, *, truth: Ageing | None) -> None:
+def _keep_figure(run: Run, name: str, draw: Callable[[], Axes], numbers: pl.DataFrame, left_out: list[str]) -> None:
+    """A figure with its numbers. One with nothing to show is left out: by now the work is done, and its result stands."""
+    from calolife.runs import write_plot
+
+    try:
+        drawn = draw()
+    except ValueError as error:
+        left_out.append(f"figure {name} left out: {error}")
+        return
+    write_plot(run, name, drawn, numbers)
+
+
+def _save_figures(run: Run, young: Showers, aged: Showers, found: AgeingEstimate, *, truth: Ageing | None) -> list[str]:
+    """Figures of an estimate; told is what was left out."""
     import polars as pl
 
     from calolife import plots_ageing as plots
     from calolife.ageing.files import AGEING_FILE
-    from calolife.runs import write_plot
 
     a = found.ageing
+    left_out: list[str] = []
     usable = np.isin(a.status, _USABLE)
     title = f"{found.method}, " + (f"{found.prior} prior" if found.prior != "none" else "no prior")
     table = pl.read_parquet(run.path / AGEING_FILE).with_columns(
         pl.Series("dose_mev", found.dose_mev), pl.Series("limit_uncertainty", found.limit_uncertainty)
     )
     if truth is not None:
-        table = table.with_columns(pl.Series("true_fraction", truth.at(a.cell)))
-    write_plot(run, "map", plots.plot_cell_map(young.detector, a, title=title), table)
+        true = [r if is_listed else None for r, is_listed in zip(truth.at(a.cell), np.isin(a.cell, truth.cell), strict=True)]
+        table = table.with_columns(pl.Series("true_fraction", true, dtype=pl.Float64))
+    _keep_figure(run, "map", lambda: plots.plot_cell_map(young.detector, a, title=title), table, left_out)
     if not usable.any():
-        return
-    write_plot(run, "distribution", plots.plot_distribution(a, truth=truth, title=title), table)
-    write_plot(run, "fraction-against-dose", plots.plot_against_dose(a, found.dose_mev, truth=truth, title=title), table)
-    if (np.isfinite(a.own_uncertainty) & (a.own_uncertainty > 0) & (found.dose_mev > 0) & usable).any():
-        drawn = plots.plot_uncertainty(a, found.dose_mev, limit=found.limit_uncertainty, title=title)
-        write_plot(run, "uncertainty-against-dose", drawn, table)
+        return [*left_out, f"none of the {a.n_cells} cells is measured or prior-dominated: only the map is drawn"]
+    drawings: dict[str, Callable[[], Axes]] = {
+        "distribution": lambda: plots.plot_distribution(a, truth=truth, title=title),
+        "fraction-against-dose": lambda: plots.plot_against_dose(a, found.dose_mev, truth=truth, title=title),
+        "uncertainty-against-dose": lambda: plots.plot_uncertainty(a, found.dose_mev, limit=found.limit_uncertainty, title=title),
+    }
+    if truth is not None and _scored(found, truth).any():
+        drawings["found-against-true"] = lambda: plots.plot_against_truth(a, truth, title=title)
+    for name, draw in drawings.items():
+        _keep_figure(run, name, draw, table, left_out)
     sums = _energy_sums(young, aged, a)
-    of = "all cells" if a.n_cells == young.detector.n_cells else f"the {a.n_cells} cells"
-    drawn = plots.plot_energy_sums(sums, of=of, title=title)
+    of = "all cells" if usable.sum() == young.detector.n_cells else f"{usable.sum()} of {young.detector.n_cells} cells"
     longest = max(v.size for v in sums.values())
     padded = {
         f"{name.lower().replace(' ', '_')}_mev": np.pad(v.astype(np.float64), (0, longest - v.size), constant_values=np.nan)
         for name, v in sums.items()
     }
-    write_plot(run, "energy-sums", drawn, pl.DataFrame(padded).fill_nan(None))
-    if truth is not None:
-        write_plot(run, "found-against-true", plots.plot_against_truth(a, truth, title=title), table)
-        pulls = _pulls(found, truth)
-        if pulls:
-            write_plot(run, "pulls", plots.plot_pulls(pulls, title=title), pl.DataFrame({"cell": a.cell[usable], **pulls}))
+    numbers = pl.DataFrame(padded).fill_nan(None)
+    _keep_figure(run, "energy-sums", lambda: plots.plot_energy_sums(sums, of=of, title=title), numbers, left_out)
+    if truth is not None and (pulls := _pulls(found, truth)):
+        numbers = pl.DataFrame({"cell": a.cell[_scored(found, truth)], **pulls})
+        _keep_figure(run, "pulls", lambda: plots.plot_pulls(pulls, title=title), numbers, left_out)
     if found.epochs:
-        _save_epochs(run, found, truth, title=title)
+        _save_epochs(run, found, truth, title=title, left_out=left_out)
+    return left_out
 
 
-def _save_epochs(run: Run, found: AgeingEstimate, truth: Ageing | None, *, title: str) -> None:
+def _save_epochs(run: Run, found: AgeingEstimate, truth: Ageing | None, *, title: str, left_out: list[str]) -> None:
     from calolife.plots_methods import plot_epochs
-    from calolife.runs import write_plot
 
     table = _epoch_table(found, truth)
     kept = _kept_epoch(found)
     number = table["epoch"].to_numpy()
-    seen = {"Critic": np.abs(table["wasserstein"].to_numpy())}
-    drawn = plot_epochs(number, seen, kept_epoch=kept, what="Distance that the critic sees [its own slope]", title=title)
-    write_plot(run, "training", drawn, table)
-    if np.isfinite(held := table["held_out_cramer"].to_numpy()).any():
-        drawn = plot_epochs(number, {"Held out": held}, kept_epoch=kept, what="Distance of the held-out hits, mean over cells", title=title)
-        write_plot(run, "held-out-distance", drawn, table)
-    if truth is None:
+
+    def keep(name: str, values: Mapping[str, FloatArray], *, lines: Mapping[str, float] | None = None, what: str) -> None:
+        if any(np.isfinite(v).any() for v in values.values()):
+            _keep_figure(
+                run, name, lambda: plot_epochs(number, values, kept_epoch=kept, lines=lines, what=what, title=title), table, left_out
+            )
+
+    keep("training", {"Critic": np.abs(table["wasserstein"].to_numpy())}, what="Distance that the critic sees [its own slope]")
+    held = table["held_out_cramer"].to_numpy()
+    keep("held-out-distance", {"Held out": held}, what="Distance of the held-out hits, mean over cells")
+    if truth is None or not (scored := _scored(found, truth)).any():
         return
-    usable = np.isin(found.ageing.status, _USABLE)
-    true = truth.at(found.ageing.cell[usable])
+    true = truth.at(found.ageing.cell[scored])
     lines = {"Best constant": float(np.abs(true - np.median(true)).mean())}
-    if math.isfinite(limit := limit_mae(found)):
+    if math.isfinite(limit := limit_mae(found, among=scored & (found.ageing.status == "measured"))):
         lines = {"Statistical limit": limit} | lines
-    drawn = plot_epochs(number, {"Weights of the epoch": table["mae"].to_numpy()}, kept_epoch=kept, lines=lines, title=title)
-    write_plot(run, "mae-per-epoch", drawn, table)
+    what = r"MAE of the signal fraction $\langle |\hat r - r| \rangle$"
+    keep("mae-per-epoch", {"Weights of the epoch": table["mae"].to_numpy()}, lines=lines, what=what)
 
 
-def _epoch_table(found: AgeingEstimate, truth: Ageing | None) -> Any:
+def _epoch_table(found: AgeingEstimate, truth: Ageing | None) -> pl.DataFrame:
     import polars as pl
 
     columns: dict[str, Any] = {
         "epoch": [e.number for e in found.epochs], "critic_loss": [e.critic_loss for e in found.epochs],
         "wasserstein": [e.wasserstein for e in found.epochs], "held_out_cramer": [e.cramer for e in found.epochs],
     }  # fmt: skip
-    if truth is not None:
-        usable = np.isin(found.ageing.status, _USABLE)
-        true = truth.at(found.ageing.cell[usable])
-        columns["mae"] = [float(np.nanmean(np.abs(e.signal_fraction[usable] - true))) for e in found.epochs]
+    if truth is not None and (scored := _scored(found, truth)).any():
+        true = truth.at(found.ageing.cell[scored])
+        off = [np.abs(e.signal_fraction[scored] - true) for e in found.epochs]
+        columns["mae"] = [float(np.nanmean(o)) if np.isfinite(o).any() else math.nan for o in off]
     return pl.DataFrame(columns)
 
 
@@ -470,12 +540,16 @@ def _kept_epoch(found: AgeingEstimate) -> int:
     return found.epochs[int(np.nanargmin(held)) if np.isfinite(held).any() else -1].number
 
 
+def _scored(found: AgeingEstimate, truth: Ageing) -> NDArray[np.bool_]:
+    """Cells with a result that the truth lists."""
+    return np.isin(found.ageing.status, _USABLE) & np.isin(found.ageing.cell, truth.cell)
+
+
 def _energy_sums(young: Showers, aged: Showers, ageing: Ageing) -> dict[str, FloatArray]:
-    """Energy of the listed cells in each shower: young, aged, and aged divided by the signal fraction."""
+    """Energy of the cells with a result in each shower: young, aged, and aged divided by the signal fraction."""
     usable = ageing.only(ageing.cell[np.isin(ageing.status, _USABLE)])
-    is_listed = np.zeros(young.detector.n_cells, dtype=np.bool_)
-    is_listed[ageing.cell] = True
-    same = is_listed.astype(np.float64)
+    same = np.zeros(young.detector.n_cells)
+    same[usable.cell] = 1.0
     corrected: FloatArray = same / usable.at(np.arange(young.detector.n_cells))
 
     def sums(showers: Showers, weight: FloatArray) -> FloatArray:
@@ -487,18 +561,18 @@ def _energy_sums(young: Showers, aged: Showers, ageing: Ageing) -> dict[str, Flo
 
 def _pulls(found: AgeingEstimate, truth: Ageing) -> dict[str, FloatArray]:
     a = found.ageing
-    usable = np.isin(a.status, _USABLE)
-    true = truth.at(a.cell[usable])
+    scored = _scored(found, truth)
+    true = truth.at(a.cell[scored])
     columns = {"Result": (a.signal_fraction, a.uncertainty)}
     if found.prior != "none":
         columns = {"With prior": columns["Result"], "Own hits alone": (a.own_fraction, a.own_uncertainty)}
     made = {}
     for name, (value, sigma) in columns.items():
-        ok = np.isfinite(value[usable]) & (sigma[usable] > 0)
+        ok = np.isfinite(value[scored]) & (sigma[scored] > 0)
         if name == "Own hits alone":
-            ok &= a.status[usable] == "measured"
+            ok &= a.status[scored] == "measured"
         pull = np.full(true.size, np.nan)
-        pull[ok] = (value[usable][ok] - true[ok]) / sigma[usable][ok]
+        pull[ok] = (value[scored][ok] - true[ok]) / sigma[scored][ok]
         if ok.any():
             made[name] = pull
     return made
@@ -535,14 +609,9 @@ def _row_dict(r: ComparisonRow) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _name(method: str, prior: str) -> str:
-    called = "likelihood (auto)" if method == "auto" else method
+def _name(asked: str, prior: str, method: str) -> str:
+    called = f"{method} (auto)" if asked == "auto" else asked
     return called if prior == "none" else f"{called}, {prior} prior"
-
-
-def _r2(found: FloatArray, true: FloatArray) -> float:
-    spread = float(((true - true.mean()) ** 2).sum())
-    return 1 - float(((found - true) ** 2).sum()) / spread if spread > 0 else math.nan
 
 
 def _spread_of_mean(value: FloatArray) -> float:
@@ -551,7 +620,8 @@ def _spread_of_mean(value: FloatArray) -> float:
 
 def _score_cells(score: AgeingScore, limit: float) -> list[str]:
     over = f"{score.mae / limit:.2f}" if math.isfinite(limit) else ""
-    return [str(score.n), _digits(score.mae), f"{score.r2:.3f}", _percent(score.coverage68), _percent(score.coverage95), over]
+    r2 = f"{score.r2:.3f}" if math.isfinite(score.r2) else ""
+    return [str(score.n), _digits(score.mae), r2, _percent(score.coverage68), _percent(score.coverage95), over]
 
 
 def _percent(fraction: float) -> str:

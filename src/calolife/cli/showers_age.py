@@ -153,6 +153,8 @@ def age(
             "and they lose more than their light did",
             quiet=quiet,
         )
+    if "aged" in sample.origin:
+        say("these showers were aged before: truth/ holds this step alone", quiet=quiet)
     if silent.size:
         say(f"{silent.size} cells never read anything, not even noise: they are taken as dead and stay so", quiet=quiet)
     if as_json:
@@ -224,5 +226,6 @@ def _save_plots(
     drawn = plot_against_dose(ageing, dose, title=ageing.label)
     # the truth has no outliers to cut off: the few cells with most dose are those to see
     low, high = float(ageing.signal_fraction.min()), float(ageing.signal_fraction.max())
-    drawn.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    step = 0.06 * (high - low) if high > low else 0.01
+    drawn.set_ylim(low - step, high + step)
     write_plot(kept, "signal-fraction-against-dose", drawn, cells)
