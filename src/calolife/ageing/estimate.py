@@ -382,7 +382,7 @@ def _errors(replicas: FloatArray, shape: FloatArray, is_measured: NDArray[np.boo
         return np.hypot(shape, _BIN), 0.0
     here, n = replicas[:, is_used], n_finite[is_used]
     if replicas.shape[0] >= _MANY_REPLICAS:
-        low, high = np.nanquantile(here, [0.1587, 0.8413], axis=0)
+        low, high = np.nanquantile(here, [0.1587, 0.8413], axis=0, method="median_unbiased")
         variance = (0.5 * (high - low)) ** 2
     else:
         variance = np.nanvar(here, axis=0, ddof=1)
