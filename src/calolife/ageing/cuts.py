@@ -72,6 +72,11 @@ class Samples:
         parts = tuple(replace(part, pool=part.pool.weighted(reference)) for part in self.parts)
         return replace(self, reference=self.reference.weighted(reference), today=self.today.weighted(today), parts=parts)
 
+    def of_cells(self, which: BoolArray) -> Samples:
+        """Some of the cells."""
+        parts = tuple(replace(part, which=part.which[which]) for part in self.parts if part.which[which].any())
+        return Samples(self.reference.of_cells(which), self.today.of_cells(which), parts, self.is_settled[which])
+
 
 def floor_mev(readout: Readout) -> float:
     """Energy above which rechits are complete and are no noise [MeV]."""

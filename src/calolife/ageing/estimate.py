@@ -209,7 +209,7 @@ def estimate_ageing(
         )  # fmt: skip
     else:
         n_replicas = default_replicas(ran) if n_bootstrap is None else n_bootstrap
-        own, replicas, epochs = *_with_replicas(samples, ran, n_replicas, seed=seed, tell=tell), ()
+        own, replicas, epochs = *_with_replicas(samples, ran, n_replicas, is_measured=is_measured, seed=seed, tell=tell), ()
     is_measured &= np.isfinite(own)
     shape = limit if is_shared else np.sqrt(1 / np.maximum(samples.reference.n_hits, 1) + 1 / np.maximum(samples.today.n_hits, 1))
     error, common = _errors(replicas, shape, is_measured)
@@ -310,30 +310,38 @@ def _compare_halves(samples: Samples, can_measure: NDArray[np.bool_], floor_mev:
     if not judged.any():
         return {}
     is_first = first_half(samples.reference)
-    before = samples.reference.of_cells(judged)
+    judged_samples = samples.of_cells(judged)
+    before = judged_samples.reference
     after, lost = before, np.zeros(before.n_cells)
     if floor_mev > 0:
-        seen = cuts.likelihood_fraction(samples)[judged]
+        seen = cuts.likelihood_fraction(judged_samples)
         lost = np.where(np.isfinite(seen), seen, 0.0)
         after = before.scaled(np.exp(lost), above_mev=floor_mev)
-    parts = tuple(replace(part, which=part.which[judged]) for part in samples.parts if part.which[judged].any())
-    whole = Samples(before, after, parts, np.ones(before.n_cells, dtype=bool))
-    halves = whole.reweighted(is_first.astype(np.float64), (~is_first).astype(np.float64))
+    halves = replace(judged_samples, today=after).reweighted(is_first.astype(np.float64), (~is_first).astype(np.float64))
     # a cell without an answer is as wrong as can be
     return {name: float(np.nan_to_num(np.abs(_log_fraction(halves, name) - lost), nan=1.0).mean()) for name in _CANDIDATES}
 
 
 def _with_replicas(
-    samples: Samples, method: str, n_replicas: int, *, seed: int, tell: Callable[[str, float, float], None]
+    samples: Samples,
+    method: str,
+    n_replicas: int,
+    *,
+    is_measured: NDArray[np.bool_],
+    seed: int,
+    tell: Callable[[str, float, float], None],
 ) -> tuple[FloatArray, FloatArray]:
-    """ln r of each cell, and of each replica of both samples, (replica, cell)."""
+    """ln r of each cell, and of the measured ones in each replica of both samples, (replica, cell)."""
     own = _log_fraction(samples, method)
-    replicas = np.empty((n_replicas, own.size))
+    replicas = np.full((n_replicas, own.size), np.nan)
+    if not is_measured.any():
+        return own, replicas
+    drawn_from = samples.of_cells(is_measured)
     rng = np.random.default_rng([seed, 1])
     for k in range(n_replicas):
         tell("replicas", k, n_replicas)
         drawn = samples.reference.resampled(rng).shower_weight, samples.today.resampled(rng).shower_weight
-        replicas[k] = _log_fraction(samples.reweighted(*drawn), method)
+        replicas[k, is_measured] = _log_fraction(drawn_from.reweighted(*drawn), method)
     tell("replicas", n_replicas, max(n_replicas, 1))
     return own, replicas
 
