@@ -25,6 +25,8 @@ __all__ = [
     "plot_residuals",
     "plot_resolution_curve",
     "plot_training",
+    "series_colour",
+    "value_with_error",
 ]
 
 FloatArray = NDArray[np.float64]
@@ -171,7 +173,7 @@ def plot_energy_response(
         for sign, marker in ((1, "^"), (-1, "v")):
             beyond = sign * (value - 1) > half
             at = np.full(int(beyond.sum()), 1 + 0.965 * sign * half)
-            ax.scatter(energy[beyond], at, marker=marker, s=42, color=_series_colour(k), edgecolor="black", lw=0.5, zorder=4)
+            ax.scatter(energy[beyond], at, marker=marker, s=42, color=series_colour(k), edgecolor="black", lw=0.5, zorder=4)
     is_inside = len(bins) <= _MOST_INSIDE
     ax.set_ylim(1 - half, 1 + half * (1 + is_inside * (0.16 + 0.17 * (1 + len(bins) // 2))))
     ax.set_ylabel(r"Median response of $E'/E$" if is_robust else r"Response $\langle E'/E \rangle$")
@@ -224,10 +226,10 @@ def plot_resolution_curve(
         if fit is not None:
             energy = np.geomspace(found.edges_gev[0] if found.edges_gev[0] > 0 else found.energy_gev[0] / 2, found.edges_gev[-1], 200)
             curve, width = 100 * fit.at(energy), 100 * fit.error_at(energy)
-            ax.plot(energy, curve, color=_series_colour(k), lw=1.5, ls=_LINES[k % len(_LINES)], zorder=2)
+            ax.plot(energy, curve, color=series_colour(k), lw=1.5, ls=_LINES[k % len(_LINES)], zorder=2)
             if fit.ndf > 0:
                 faint = 0.2 if is_inside else 0.1
-                ax.fill_between(energy, curve - width, curve + width, color=_series_colour(k), alpha=faint, lw=0)
+                ax.fill_between(energy, curve - width, curve + width, color=series_colour(k), alpha=faint, lw=0)
     ax.set_yscale("log")
     plain_ticks(ax.yaxis)
     low, high = ax.get_ylim()
@@ -443,7 +445,7 @@ def _beside(bins: EnergyBins, k: int, n_series: int) -> FloatArray:
 
 def _points(ax: Axes, bins: EnergyBins, value: FloatArray, error: FloatArray, k: int, label: str, *, n_series: int) -> None:
     """Points with errors, and their bins as thin lines."""
-    energy, colour = _beside(bins, k, n_series), _series_colour(k)
+    energy, colour = _beside(bins, k, n_series), series_colour(k)
     ax.hlines(value, bins.edges_gev[:-1], bins.edges_gev[1:], color=colour, lw=0.8, alpha=0.45, zorder=2)
     ax.errorbar(energy, value, error, fmt=MARKERS[k % len(MARKERS)], ms=4.5, lw=1.2, color=colour, label=label, zorder=3)
 
@@ -465,9 +467,9 @@ def _distributions(values: Mapping[str, FloatArray], *, unit: str, at_least: flo
         outside = 100 * float(((v < low) | (v > high)).mean())
         label = rf"{_particle(name)}: $\sigma_{{\mathrm{{eff}}}}$ = {_three_digits(widths[name])}{unit}"
         label += f", {outside:.2g} % outside" if outside else ""
-        ax.stairs(height, edges, color=_series_colour(k), lw=1.6, label=label)
+        ax.stairs(height, edges, color=series_colour(k), lw=1.6, label=label)
         if len(values) <= 3:
-            ax.stairs(height, edges, color=_series_colour(k), alpha=0.12, fill=True)
+            ax.stairs(height, edges, color=series_colour(k), alpha=0.12, fill=True)
     ax.axvline(0.0, color="0.4", lw=0.9, ls="--", zorder=0)
     ax.set_xlim(low, high)
     ax.set_ylim(0, ax.get_ylim()[1] * (1.05 + 0.075 * len(values)))
@@ -487,14 +489,14 @@ def _terms(fit: Resolution) -> str:
         if value == 0 and error == 0:
             continue  # not fitted
         if is_seen or not np.isfinite(upper):
-            parts.append(f"${symbol}$ = {_with_error(factor * value, factor * float(error))}{unit}")
+            parts.append(f"${symbol}$ = {value_with_error(factor * value, factor * float(error))}{unit}")
         else:
             parts.append(f"${symbol}$ < {factor * upper:.2g}{unit}")
     return ", ".join(parts)
 
 
-def _with_error(value: float, error: float) -> str:
-    """Value and error, both to the second digit of an error that begins with 1 or 2, else the first."""
+def value_with_error(value: float, error: float) -> str:
+    """Value and error as text, both to the second digit of an error that begins with 1 or 2, else the first."""
     if not error > 0:
         return f"{value:.3g}"
     place = int(np.floor(np.log10(error)))
@@ -516,5 +518,6 @@ def _particle(name: str) -> str:
     return _MATH_NAMES.get(name, name.replace("$", r"\$"))
 
 
-def _series_colour(k: int) -> str:
+def series_colour(k: int) -> str:
+    """Colour of the k-th of the series that are drawn together."""
     return COLOURS[(0, 2, 1, 4, 3, 9, 6, 5, 7, 8)[k % 10]]  # blue, red, amber, purple, grey, cyan: the most different first

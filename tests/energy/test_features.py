@@ -127,9 +127,13 @@ def test_parts_joined_are_the_whole(showers: Showers) -> None:
     np.testing.assert_array_equal(joined.shape, whole.shape)
 
 
-def test_showers_of_crystals_are_refused() -> None:
+def test_showers_of_crystals_are_superclusters() -> None:
     crystals = load_detector("pbwo4-5x5")
-    with pytest.raises(ValueError, match="made of crystals"):
+    shower = Showers.from_hits(crystals, [0, 0], [12, 13], [1900.0, 100.0], pdg_id=22, energy_gev=[2.1], position_mm=[[0.0, 0.0, 0.0]])
+    sample = sample_of(shower)
+    assert sample.layer_energy_mev.tolist() == [[2000.0]]
+    assert sample.objects is not None
+    with pytest.raises(ValueError, match="none of the 1 showers has a matched supercluster"):
         sample_of(Showers.from_hits(crystals, [0], [0], [1.0], pdg_id=22, energy_gev=[1.0]))
 
 

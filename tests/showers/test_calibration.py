@@ -134,6 +134,19 @@ def test_the_result_does_not_depend_on_how_the_sample_is_cut(crystals: CrystalCa
     assert same_hits(Showers.concatenate(parts), read_out(showers, BARREL_READOUT, **options))
 
 
+def test_the_barrel_brings_its_readout(crystals: CrystalCalorimeter) -> None:
+    barrel = load_detector("cms-barrel")
+    assert barrel.readout == BARREL_READOUT == Readout(light_yield_pe_per_mev=2.25, noise_mev=40.0, threshold_mev=160.0)
+    showers = Showers.from_hits(barrel, [0], [300], [900.0], pdg_id=22, energy_gev=[1.0])
+    assert read_out(showers, seed=1).readout == BARREL_READOUT
+
+
+def test_dead_and_hot_crystals_are_those_of_digitise(crystals: CrystalCalorimeter, make_showers: Callable[..., Showers]) -> None:
+    options = {"seed": 2, "dead": [3], "hot": [5], "hot_mev": 50.0}
+    showers = make_showers(crystals, 40, seed=3)
+    assert same_hits(read_out(showers, BARREL_READOUT, **options), digitise(showers, BARREL_READOUT, **options))
+
+
 def test_two_of_the_barrels_crystals_fire_by_noise() -> None:
     barrel = load_detector("cms-barrel")
     nothing = Showers.from_hits(barrel, [], [], [], pdg_id=22, energy_gev=np.ones(400))

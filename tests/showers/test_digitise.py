@@ -177,6 +177,43 @@ def test_pileup_draws_every_shower_of_its_sample_alike(small_stack: LayeredCalor
     assert stats.chisquare(drawn).pvalue > 1e-4
 
 
+def test_a_range_of_pileup_draws_a_mean_for_each_shower(small_stack: LayeredCalorimeter) -> None:
+    n, low, high = 5_000, 10.0, 60.0
+    options = {"seed": 12, "pileup": one_cell(small_stack, 5, 1.0), "pileup_mean": (low, high)}
+    overlaid = digitise(nothing(small_stack, n), Readout(), **options)
+    count = overlaid.visible_mev
+    variance = 35.0 + (high - low) ** 2 / 12  # Poisson of the mean, and the flat mean itself
+    assert count.mean() == pytest.approx(35.0, abs=4 * np.sqrt(variance / n))
+    assert count.var() == pytest.approx(variance, rel=4 * np.sqrt(2 / n))
+    assert {name: overlaid.origin[name] for name in ("pileup_mean", "pileup_mean_low", "pileup_mean_high")} == {
+        "pileup_mean": 35.0, "pileup_mean_low": low, "pileup_mean_high": high,
+    }  # fmt: skip
+    parts = [digitise(nothing(small_stack, b - a), Readout(), first=a, **options) for a, b in pairwise((0, 3, 40, 100))]
+    np.testing.assert_array_equal(np.concatenate([part.visible_mev for part in parts]), count[:100])
+
+
+@pytest.mark.parametrize("light_yield", [0.0, 0.5, 2.25])
+def test_cells_dropped_unread_are_those_that_the_threshold_drops(
+    light_yield: float, small_stack: LayeredCalorimeter, make_showers: Callable[..., Showers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft = make_showers(small_stack, 300, seed=1, n_hits=60)
+    showers = replace(soft, energy_mev=soft.energy_mev * 20.0)
+    readout = Readout(light_yield_pe_per_mev=light_yield, noise_mev=40.0, threshold_mev=120.0)
+    options = {"seed": 13, "pileup": showers.between(0, 50), "pileup_mean": 2.0, "dead": [7]}
+    quick = digitise(showers, readout, **options)
+    monkeypatch.setattr("calolife.showers.digitise._is_surely_dropped", lambda shower, *_: np.zeros(shower.size, np.bool_))
+    assert hits(quick) == hits(digitise(showers, readout, **options))
+
+
+def test_pileup_is_summed_alike_in_a_grid_and_by_sorting(pions: Showers, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"seed": 14, "pileup": pions.between(100, 200), "pileup_mean": 5.0}
+    grid = digitise(pions, Readout(), **options)
+    monkeypatch.setattr("calolife.showers.digitise._GRID_CELLS", 10)
+    by_sorting = digitise(pions, Readout(), **options)
+    np.testing.assert_array_equal(grid.cell, by_sorting.cell)
+    np.testing.assert_allclose(grid.energy_mev, by_sorting.energy_mev, rtol=1e-6)
+
+
 def test_pileup_keeps_the_truth_of_the_showers(pions: Showers) -> None:
     overlaid = digitise(pions, Readout(), seed=1, pileup=pions, pileup_mean=2.0)
     np.testing.assert_array_equal(overlaid.energy_gev, pions.energy_gev)
@@ -224,6 +261,9 @@ def test_more_dead_cells_hold_the_fewer(small_stack: LayeredCalorimeter) -> None
         (lambda s: digitise(s, seed=1, dead=[4], hot=[4]), "cell 4 is both dead and hot"),
         (lambda s: digitise(s, seed=1, hot=[4], hot_mev=0.0), "hot_mev = 0.0 must be finite and > 0"),
         (lambda s: digitise(s, seed=1, pileup_mean=-1.0), "pileup_mean = -1.0 must be finite and >= 0"),
+        (lambda s: digitise(s, seed=1, pileup_mean=(3.0, 1.0), pileup=s), "it must rise"),
+        (lambda s: digitise(s, seed=1, pileup_mean=(0.0, np.inf), pileup=s), "must be finite and >= 0"),
+        (lambda s: digitise(s, seed=1, pileup_mean=(0.0, 1.0, 2.0), pileup=s), "or two such numbers"),  # type: ignore[arg-type]
         (lambda s: digitise(s, seed=1, pileup_mean=1.0), "needs showers to draw from"),
         (lambda s: digitise(s, seed=1, pileup_mean=1.0, pileup=s.select([])), "the pileup sample is empty"),
         (lambda s: digitise(s, seed=1, pileup_mean=1.0, pileup=digitise(s, Readout(), seed=1)), "the pileup sample holds rechits"),

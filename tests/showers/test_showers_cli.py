@@ -10,6 +10,7 @@ import pytest
 from calolife.cli import main
 from calolife.detector.layers import Readout
 from calolife.runs import read_run
+from calolife.showers.calibration import read_out
 from calolife.showers.digitise import digitise, draw_cells
 from calolife.showers.events import Showers
 from calolife.showers.files import read_showers, write_showers
@@ -38,6 +39,38 @@ def test_digitise_writes_the_run_that_the_function_gives(stored: Path, pions: Sh
     assert metrics["read energy"].value == pytest.approx(want.visible_mev.mean())
     # the standard error of the mean over showers
     assert metrics["read energy"].uncertainty == pytest.approx(want.visible_mev.std(ddof=1) / np.sqrt(want.n_showers))
+
+
+def test_digitise_reads_out_a_detector_in_use(stored: Path, pions: Showers, tmp_path: Path) -> None:
+    (tmp_path / "left.csv").write_text("cell,signal_fraction\n7,0.8\n40,0.5\n")
+    fraction = np.ones(pions.detector.n_cells)
+    fraction[[7, 40]] = 0.8, 0.5
+    common = ["--light-yield", "8", "--noise", "0.2", "--threshold", "0.5", "--seed", "4", "--quiet"]
+    in_use = ["--signal-fraction", str(tmp_path / "left.csv"), "--intercalibration", "2", "--calibration-seed", "9"]
+    in_use += ["--pileup", str(stored), "--pileup-mean", "0:3"]
+    for name, more, is_corrected in (("corrected", [], True), ("plain", ["--uncorrected"], False)):
+        argv = ["showers", "digitise", str(stored), *common, *in_use, *more, "--out", str(tmp_path / name)]
+        assert main(argv) == 0
+        want = read_out(
+            pions, Readout(8.0, 0.2, 0.5), seed=4, signal_fraction=fraction, is_corrected=is_corrected, intercalibration_percent=2.0,
+            calibration_seed=9, pileup=pions, pileup_mean=(0.0, 3.0),
+        )  # fmt: skip
+        got = read_showers(tmp_path / name)
+        np.testing.assert_array_equal(got.cell, want.cell)
+        np.testing.assert_array_equal(got.energy_mev, want.energy_mev)
+        assert got.origin == want.origin
+    argv = ["showers", "digitise", str(stored), "--config", str(tmp_path / "plain"), "--out", str(tmp_path / "again"), "--quiet"]
+    assert main(argv) == 0
+    assert (tmp_path / "plain" / "showers.h5").read_bytes() == (tmp_path / "again" / "showers.h5").read_bytes()
+
+
+def test_the_light_that_is_left_is_that_of_aged_showers(stored: Path, pions: Showers, tmp_path: Path) -> None:
+    assert main(["showers", "age", str(stored), "--max-loss", "0.3", "--out", str(tmp_path / "aged"), "--quiet"]) == 0
+    argv = ["showers", "digitise", str(stored), "--signal-fraction", str(tmp_path / "aged"), "--uncorrected", "--quiet"]
+    assert main([*argv, "--out", str(tmp_path / "run")]) == 0
+    np.testing.assert_allclose(
+        read_showers(tmp_path / "run").energy_mev, read_showers(tmp_path / "aged").energy_mev, rtol=1e-6
+    )  # an ideal readout of what is left
 
 
 def test_a_digitised_run_repeats_itself_with_config(stored: Path, tmp_path: Path) -> None:
@@ -119,6 +152,14 @@ def test_what_was_assumed_is_said(stored: Path, tmp_path: Path, capsys: pytest.C
         (["digitise", "IN", "--dead", "3", "--dead-fraction", "0.1", "--out", "OUT"], "both name dead cells"),
         (["digitise", "IN", "--dead", "200", "--out", "OUT"], "dead cell 200 is not in the detector"),
         (["digitise", "IN", "--pileup", "IN", "--out", "OUT"], "--pileup and --pileup-mean belong together"),
+        (["digitise", "IN", "--pileup", "IN", "--pileup-mean", "60:0", "--out", "OUT"], "it must rise"),
+        (["digitise", "IN", "--pileup", "IN", "--pileup-mean", "few", "--out", "OUT"], "--pileup-mean 'few' is not a number"),
+        (["digitise", "IN", "--pileup-mean", "0:60", "--out", "OUT"], "--pileup and --pileup-mean belong together"),
+        (["digitise", "IN", "--intercalibration", "30", "--out", "OUT"], "must be between 0 and 20"),
+        (["digitise", "IN", "--calibration-seed", "3", "--out", "OUT"], "is the seed of --intercalibration"),
+        (["digitise", "IN", "--uncorrected", "--out", "OUT"], "give --signal-fraction, or drop it"),
+        (["digitise", "IN", "--signal-fraction", "OUT", "--out", "OUT2"], "no truth at"),
+        (["digitise", "IN", "--signal-fraction", "IN", "--out", "OUT"], "is no table of comma-separated values"),
         (["digitise", "IN", "--threshold", "5", "--saturation", "4", "--out", "OUT"], "must be below saturation_mev"),
         (["digitise", "IN", "--noise", "-1", "--out", "OUT"], "--noise"),
         (["convert", "IN", "OUT.csv"], "no format has the suffix '.csv'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 from dataclasses import replace
@@ -359,6 +360,45 @@ def test_nothing_is_seen_of_what_goes_into_a_gap(barrel: CrystalCalorimeter) -> 
         showers = shower(barrel, "gamma", 10.0, 5, position_mm=at)
         assert showers.n_hits == 0
         np.testing.assert_allclose(showers.leaked_mev, 10_000)
+
+
+def towards_the_gap(barrel: CrystalCalorimeter, *, before_mm: float, slope: float) -> Particles:
+    """Electrons of 20 GeV beside the gap behind column 20, with a slope in phi: they cross it after ``before_mm / slope``."""
+    at = (float(barrel.x_edges_mm[100].mean()), float(barrel.y_edges_mm[19, 1]) - before_mm)
+    n, length = 60, math.hypot(1.0, slope)
+    return Particles(np.full(n, 11), np.full(n, 20.0), np.tile(at, (n, 1)), np.tile((0.0, slope / length, 1.0 / length), (n, 1)))
+
+
+def test_a_shower_that_crosses_a_wide_gap_early_misses_what_lies_behind(barrel: CrystalCalorimeter) -> None:
+    """6 mm at a slope of 0.05 are 120 mm: half of the crystal. The later it is crossed, the less of the shower is left to lose."""
+    bare = replace(barrel, upstream_x0=())
+    seen = {
+        before: simulate_fast(bare, towards_the_gap(bare, before_mm=before, slope=0.05), seed=1).visible_mev.mean() / 20_000
+        for before in (1.0, 5.0, 11.0)
+    }
+    away = simulate_fast(bare, towards_the_gap(bare, before_mm=5.0, slope=-0.05), seed=1).visible_mev.mean() / 20_000
+    assert seen[1.0] < seen[5.0] < seen[11.0] <= away
+    # Geant4, 20 GeV, 0 to 1.5 and 3 to 5 mm before the gap: 0.56 +- 0.07 and 0.91 +- 0.02 (slopes of 0.02 to 0.05)
+    assert 0.5 < seen[1.0] < 0.8
+    assert 0.85 < seen[5.0] < 0.97
+    assert away > 0.97
+
+
+def test_a_gap_loses_nothing_without_a_width(barrel: CrystalCalorimeter) -> None:
+    bare = replace(barrel, upstream_x0=(), gap_mm=0.0, eta_module_gap_mm=0.0, phi_module_gap_mm=0.0)
+    showers = simulate_fast(bare, towards_the_gap(bare, before_mm=5.0, slope=0.05), seed=1)
+    assert showers.visible_mev.mean() / 20_000 == pytest.approx(0.99, abs=0.006)
+
+
+def test_soft_electrons_beside_gaps_end(barrel: CrystalCalorimeter) -> None:
+    """Far behind the maximum of a soft shower its width has no bound."""
+    n = 300
+    rng = np.random.default_rng(1)
+    at = np.column_stack([barrel.x_edges_mm[rng.integers(0, 170, n), 1], barrel.y_edges_mm[rng.integers(0, 360, n), 1] - 1.0])
+    energy = np.geomspace(0.001, 1.0, n)
+    particles = Particles(np.full(n, 11), energy, at, np.tile((0.0, math.sin(0.05), math.cos(0.05)), (n, 1)))
+    showers = simulate_fast(barrel, particles, seed=1)
+    assert (showers.visible_mev <= 1000 * energy * 1.001).all()
 
 
 def test_phi_wraps_around(barrel: CrystalCalorimeter) -> None:

@@ -103,7 +103,7 @@ def off_by(constants: Constants, factor: float, names: tuple[str, ...]) -> Const
 @pytest.mark.parametrize(
     ("name", "detector", "particle", "energies", "n", "far", "fixed", "rtol"),
     [
-        ("em-homogeneous", BLOCK, "e-", (0.5, 2.0), 800, ("em_core", "em_tail"), ("em_core", "em_tail"), 0.08),
+        ("em-homogeneous", BLOCK, "e-", (0.5, 2.0), 800, ("em_core_h", "em_tail_h"), ("em_core_h", "em_tail_h"), 0.08),
         ("hadronic", IRON, "pi-", (3.0, 8.0), 900, ("h_lambda_pion", "h_star"), ("h_lambda_pion",), 0.08),
     ],
 )

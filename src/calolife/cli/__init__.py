@@ -17,9 +17,12 @@ from calolife.cli import (
     detector,
     detector_optimise,
     energy,
+    energy_export,
+    energy_zee,
     show,
     showers,
     showers_age,
+    showers_cluster,
     showers_data,
     showers_tune,
     transparency,
@@ -56,6 +59,7 @@ for shower_verb in (
     showers_data.info,
     showers_data.digitise,
     showers_age.age,
+    showers_cluster.cluster,
     showers_data.convert,
     showers_tune.tune,
 ):
@@ -68,6 +72,8 @@ detectors.command()(detector_optimise.optimise)
 energies = typer.Typer(help="Measure the energy of particles from the layers of a calorimeter.", rich_markup_mode=None)
 energies.command()(energy.train)
 energies.command()(energy.evaluate)
+energies.command()(energy_export.export)
+energies.command()(energy_zee.zee)
 ageings = typer.Typer(help="Find what radiation did to every cell.", rich_markup_mode=None)
 ageings.command()(ageing.estimate)
 ageings.command()(ageing.compare)

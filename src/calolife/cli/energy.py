@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calolife.cli import energy_tables
+from calolife.cli import energy_crystals, energy_tables
 from calolife.cli.options import (
     Config,
     Debug,
@@ -37,12 +37,17 @@ if TYPE_CHECKING:
     from calolife.energy.features import EnergySample
     from calolife.training import Epoch
 
-__all__ = ["evaluate", "train"]
+__all__ = ["evaluate", "must_be_model", "names_of_runs", "train"]
 
 _FEW_HELD_OUT = 10  # chosen: as many as a comparison of two models needs
+_CRYSTAL_DEFAULT = "drn"  # chosen: the network that the trees of crystals are compared with
+# the models that have an option
+_SETTINGS = {
+    "layers": ("dnn",), "dropout": ("dnn",), "epochs": ("dnn", "drn"), "width": ("drn",), "k": ("drn",), "blocks": ("drn",),
+}  # fmt: skip
 _MOST_WIDE = 4096  # chosen: three hidden layers of it still fit into memory
 _WANTED = "a run of 'calolife energy train'"
-_SHOWERS = "Runs with showers, files of them (.h5, .root) or files of layer sums; several are joined."
+_SHOWERS = "Runs with showers or objects, files of them (.h5, .root) or files of layer sums; several are joined."
 
 Particle = Annotated[
     str | None, typer.Option("--particle", help="Particles to keep: gamma, or gamma,pi-; all when left out.", show_default=False)
@@ -57,7 +62,14 @@ def train(
     ctx: typer.Context,
     showers: Annotated[list[Path], typer.Argument(help=_SHOWERS, show_default=False)],
     out: Out,
-    model: Annotated[str, typer.Option("--model", help="uncalibrated, sum, linear, dnn, trees or best.")] = "best",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            show_default=False,
+            help=f"uncalibrated, sum, linear or trees; layers: dnn, best (default); crystals: bdt, drn ({_CRYSTAL_DEFAULT} by default).",
+        ),
+    ] = None,
     hold_out: Annotated[float, typer.Option("--hold-out", help="Part of the showers kept from the fit and scored at the end.")] = 0.0,
     split_seed: Annotated[int, typer.Option("--split-seed", min=0, help="Seed of which showers --hold-out keeps away.")] = 1,
     linearise: Annotated[
@@ -67,10 +79,16 @@ def train(
         str | None, typer.Option("--layers", help="dnn: widths of its hidden layers, 256,128,64 or 256,128.", show_default=False)
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", min=1, help="dnn: most passes over the training showers.", show_default=False)
+        int | None,
+        typer.Option("--epochs", min=1, help="dnn: most passes over the training showers; drn: all of them.", show_default=False),
     ] = None,
     dropout: Annotated[
         float | None, typer.Option("--dropout", help="dnn: part of its hidden values left out in training.", show_default=False)
+    ] = None,
+    width: Annotated[int | None, typer.Option("--width", min=1, help="drn: values per hit, 32; published 64.", show_default=False)] = None,
+    k: Annotated[int | None, typer.Option("--k", min=1, help="drn: neighbours of a hit, 8; published 16.", show_default=False)] = None,
+    blocks: Annotated[
+        int | None, typer.Option("--blocks", min=1, help="drn: times that hits are joined in pairs, 2.", show_default=False)
     ] = None,
     particle: Particle = None,
     detector: DetectorName = None,
@@ -86,11 +104,13 @@ def train(
     import shutil
     import time
 
+    from calolife.energy.models import check_model
     from calolife.energy.samples import split_sample, write_training_showers
     from calolife.runs import Metric, log, new_run, write_metrics
     from calolife.storage import save_model
 
-    network = _network(model, layers=layers, epochs=epochs, dropout=dropout)
+    given = {"layers": layers, "dropout": dropout, "epochs": epochs, "width": width, "k": k, "blocks": blocks}
+    network = {} if model is None else _network(model, given)
     if not (math.isfinite(hold_out) and 0 <= hold_out < 1):
         raise ValueError(f"--hold-out {hold_out:g} is no part of the showers; give a number from 0 to below 1, such as 0.2")
     if hold_out == 0 and is_typed(ctx, "split_seed"):
@@ -98,8 +118,16 @@ def train(
     on_device = device if device.startswith("cuda:") else pick_device(device)  # GPUs by number: the network looks for them
     must_be_apart(out, showers)
     sample = _read(showers, particle=particle, detector=detector, quiet=quiet)
+    is_crystals = sample.objects is not None
+    if model is None:
+        model = _CRYSTAL_DEFAULT if is_crystals else "best"
+        network = _network(model, given)
+    check_model(model, sample)
+    options = used_options(ctx)
+    options["options"]["model"] = model  # a run tells what it fitted, whatever the default is when it is repeated
     training, held_out = (sample, None) if hold_out == 0 else split_sample(sample, hold_out, seed=split_seed)
-    with new_run(out, config=used_options(ctx), seed=seed, inputs=showers, force=force) as run:
+    what = f"{training.n_showers} objects in crystals" if is_crystals else f"{training.n_showers} showers of {training.n_layers} layers"
+    with new_run(out, config=options, seed=seed, inputs=showers, force=force) as run:
         checkpoint = run.path / "checkpoint"
         if run.is_resumed and checkpoint.exists():
             say(f"taking up the training in {checkpoint}", quiet=quiet)
@@ -115,9 +143,10 @@ def train(
         metrics = {"fit_seconds": Metric(seconds, math.nan, "s", training.n_showers)}
         metrics |= energy_tables.training_metrics(made, n=training.n_showers)
         scores = () if held_out is None else energy_tables.save_held_out(run, made, held_out, label=_label(showers))
-        write_metrics(run, metrics | energy_tables.score_metrics(scores))
+        overtraining = () if held_out is None else energy_crystals.save_overtraining(run, made, training, held_out=held_out)
+        write_metrics(run, metrics | energy_tables.score_metrics(scores) | energy_crystals.overtraining_metrics(overtraining))
         energy_tables.save_curves(run, made)
-        log(run, f"fitted {made.name} to {training.n_showers} showers of {training.n_layers} layers in {seconds:.1f} s")
+        log(run, f"fitted {made.name} to {what} in {seconds:.1f} s")
         shutil.rmtree(checkpoint, ignore_errors=True)
     if (remark := energy_tables.energies_remark(made, training)) is not None:
         say(remark, quiet=quiet)
@@ -127,11 +156,13 @@ def train(
     if as_json:
         counts = {"n_training": training.n_showers, "n_held_out": n_held_out, "n_layers": training.n_layers}
         rows = [s.to_json_dict() for s in scores]
-        print_json({"model": made.name, "run": str(out), **counts, "fit_seconds": seconds, "results": rows})
+        more: dict[str, Any] = {"n_unmatched": sample.n_unmatched, "overtraining": list(overtraining)} if is_crystals else {}
+        print_json({"model": made.name, "run": str(out), **counts, "fit_seconds": seconds, "results": rows, **more})
         return
-    print(f"{made.name} fitted to {training.n_showers} showers of {training.n_layers} layers: {seconds:.1f} s, in {out}")
+    print(f"{made.name} fitted to {what}: {seconds:.1f} s, in {out}")
     if scores:
-        energy_tables.print_scores(f"{n_held_out} showers held out", scores)
+        energy_tables.print_scores(f"{n_held_out} {'objects' if is_crystals else 'showers'} held out", scores)
+    energy_crystals.print_overtraining(overtraining)
 
 
 def evaluate(
@@ -167,8 +198,8 @@ def evaluate(
     if twice := [r for i, r in enumerate(runs) if os.path.realpath(r) in [os.path.realpath(p) for p in runs[:i]]]:
         raise ValueError(f"{twice[0]} is named twice; name each run once")
     for path in runs:
-        _must_be_model(path)
-    models = dict(zip(_names(runs), (load_energy_model(r) for r in runs), strict=True))
+        must_be_model(path)
+    models = dict(zip(names_of_runs(runs), (load_energy_model(r) for r in runs), strict=True))
     if reference is not None and reference not in models:
         raise ValueError(f"--reference {reference!r} is not one of {', '.join(models)}")
     trained_on = [read_training_showers(r) for r in runs]
@@ -188,9 +219,10 @@ def evaluate(
         for what, of in _by_remark({m: unlike_training(kept, r) for m, r in zip(models, runs, strict=True) if m != "uncalibrated"})
     ]
     with new_run(out, config=used_options(ctx), seed=seed, inputs=[*runs, *on], force=force) as run:
-        found = energy_tables.evaluate_models(
-            models, kept, reference=reference or next(iter(models)), edges_gev=edges, seed=seed, label=_label(on)
-        )
+        with progress_bar(quiet=quiet) as report:
+            found = energy_tables.evaluate_models(
+                models, kept, reference=reference or next(iter(models)), edges_gev=edges, seed=seed, label=_label(on), tell=report
+            )
         energy_tables.save_evaluation(run, found)
         log(run, f"scored {', '.join(models)} on {kept.n_showers} showers; {n_seen} left out, seen in training")
     if n_seen:  # said once it is made: bad input is one line
@@ -217,25 +249,25 @@ def evaluate(
 
 
 def _read(paths: Sequence[Path], *, particle: str | None, detector: str | None, quiet: bool) -> EnergySample:
-    from calolife.detector.layers import LayeredCalorimeter
     from calolife.detector.presets import load_detector
     from calolife.energy.samples import read_energy_sample
 
     known = None if detector is None else load_detector(detector)
-    if known is not None and not isinstance(known, LayeredCalorimeter):
-        raise ValueError(f"--detector {detector} is made of crystals; the energy models read layers: give a layered calorimeter")
     names = () if particle is None else tuple(n.strip() for n in particle.split(",") if n.strip())
     if particle is not None and not names:
         raise ValueError(f"--particle {particle!r} names nothing; give one or more, separated by commas")
     with progress_bar(quiet=quiet) as report:
-        return read_energy_sample(paths, particles=names, detector=known, tell=report)
+        sample = read_energy_sample(paths, particles=names, detector=known, tell=report)
+    if sample.n_unmatched:
+        say(f"{sample.n_unmatched} showers left out: nothing was found in the crystals where their particle should be", quiet=quiet)
+    return sample
 
 
 def _fit(
     model: str, training: EnergySample, *, seed: int, device: str, is_linearised: bool, network: dict[str, Any], checkpoint_dir: Path,
     tell: Report,
 ) -> Any:  # fmt: skip
-    from calolife.energy.models import check_linearisable, fit_energy, linearise
+    from calolife.energy.models import MODELS, check_linearisable, fit_energy, linearise
 
     def progress(epoch: Epoch) -> None:
         tell(f"training {model}", epoch.number, epoch.n_epochs)
@@ -244,22 +276,25 @@ def _fit(
         return fit_energy(
             model, training, seed=seed, device=device, is_linearised=is_linearised, progress=progress, checkpoint_dir=checkpoint_dir
         )
-    from calolife.energy.dnn import fit_dnn
-
     if is_linearised:
         check_linearisable(model, training)
-    made = fit_dnn(training, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir, **network)
+    made = MODELS[model](training, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir, **network)
     return linearise(made, training, seed=seed) if is_linearised else made
 
 
-def _network(model: str, *, layers: str | None, epochs: int | None, dropout: float | None) -> dict[str, Any]:
+def _network(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of the network, those that were given."""
-    given = {"--layers": layers, "--epochs": epochs, "--dropout": dropout}
-    if model != "dnn":
-        if wrong := [option for option, value in given.items() if value is not None]:
-            raise ValueError(f"{wrong[0]} belongs to --model dnn, and the model is {model}; drop it")
-        return {}
-    settings: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+    typed = {option: value for option, value in given.items() if value is not None}
+    for option in typed:
+        if model not in (owners := _SETTINGS[option]):
+            raise ValueError(f"--{option} belongs to --model {' or '.join(owners)}, and the model is {model}; drop it")
+    if model == "drn":
+        if typed.get("width", 0) > _MOST_WIDE:
+            raise ValueError(f"--width {typed['width']} is above {_MOST_WIDE}; take less, such as the published 64")
+        # as wide within as between, like the default
+        return typed | ({"hidden": typed["width"]} if "width" in typed else {})
+    settings: dict[str, Any] = {"epochs": typed["epochs"]} if "epochs" in typed else {}
+    layers, dropout = typed.get("layers"), typed.get("dropout")
     if layers is not None:
         widths = [w.strip() for w in layers.split(",")]
         if not all(w.isdecimal() and int(w) > 0 for w in widths):
@@ -276,7 +311,7 @@ def _network(model: str, *, layers: str | None, epochs: int | None, dropout: flo
     return settings
 
 
-def _must_be_model(path: Path) -> None:
+def must_be_model(path: Path) -> None:
     """Say what a path is that is no run of `energy train`; what is merely missing or damaged the reader of models says."""
     from calolife.showers.files import SHOWERS_FILE
 
@@ -310,7 +345,7 @@ def _by_remark(of_model: Mapping[str, Sequence[str]]) -> list[tuple[str, list[st
     return list(found.items())
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def names_of_runs(runs: Sequence[Path]) -> list[str]:
     """Name of each run's model; its directory's where models share one, its path where directories do."""
     from calolife.storage import load_model_state
 

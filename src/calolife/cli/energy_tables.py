@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calolife.cli.options import print_table
+from calolife.cli import energy_crystals
+from calolife.cli.options import Report, print_table
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from calolife.energy.crystal_scores import CruijffScore
     from calolife.energy.features import EnergySample, Prediction
     from calolife.energy.resolution import EnergyBins, Resolution
     from calolife.energy.scores import EnergyComparison, EnergyScore
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 SPREADS = ("sigma_eff", "resolution")  # what the three terms are fitted to: half the shortest interval, and the standard deviation
+_BY_LIKELIHOOD = ("bdt", "drn")  # their loss is -ln L, not the published one
 _FEW_ENERGIES = 20  # chosen: as many as the bins of a beam test
 _SCALES = (100.0, 1.0, 100.0)  # S, N and C as shown: % sqrt(GeV), GeV, %
 _UNITS = {
@@ -66,6 +69,8 @@ class Evaluation:
         Why there is no fit of the effective sigmas.
     label : str
         What the showers are called in titles.
+    crystals : tuple of CruijffScore
+        Of objects in crystals; none of layers.
     """
 
     sample: EnergySample
@@ -77,6 +82,7 @@ class Evaluation:
     fits: Mapping[tuple[str, str, str], Resolution]
     unfitted: Mapping[tuple[str, str], str]
     label: str = ""
+    crystals: tuple[CruijffScore, ...] = ()
 
 
 def evaluate_models(
@@ -87,8 +93,9 @@ def evaluate_models(
     edges_gev: Sequence[float] | None = None,
     seed: int = 0,
     label: str = "",
+    tell: Report | None = None,
 ) -> Evaluation:
-    """Predict, score, compare and fit; nothing is written.
+    """Predict, score, compare and fit; nothing is written. `tell` hears of what takes long.
 
     Raises
     ------
@@ -100,7 +107,9 @@ def evaluate_models(
     from calolife.errors import NotConvergedError
 
     predictions: dict[str, Prediction] = {}
-    for name, model in models.items():
+    for i, (name, model) in enumerate(models.items()):
+        if tell is not None:
+            tell("measuring", i, len(models))
         try:
             predictions[name] = model.predict(sample)
         except ValueError as error:
@@ -137,13 +146,23 @@ def evaluate_models(
                 except (ValueError, NotConvergedError) as error:  # a spread of 0, points that bound nothing
                     if spread == SPREADS[0]:
                         unfitted[name, particle] = str(error)
-    return Evaluation(sample, predictions, reference, scores, comparisons, bins, fits, unfitted, label)
+    crystals: tuple[CruijffScore, ...] = ()
+    if sample.objects is not None:
+        from calolife.energy.crystal_scores import score_crystals
+
+        crystals = score_crystals(predictions, sample, reference=reference, edges_gev=edges_gev, seed=seed, tell=tell)
+    return Evaluation(sample, predictions, reference, scores, comparisons, bins, fits, unfitted, label, crystals)
 
 
 def to_json_dict(found: Evaluation) -> dict[str, Any]:
     """All results as plain numbers."""
+    gained = energy_crystals.whole_rows(found.crystals)
+    names = {particle for _, particle in gained}
+    whole = names.pop() if len(names) == 1 else "all"  # of a single particle "all" stands under its name
+    crystals = {"cruijff": [s.to_json_dict() for s in found.crystals]} if found.sample.objects is not None else {}
     return {
-        "results": [s.to_json_dict() for s in found.scores],
+        "results": [s.to_json_dict() | gained.get((s.model, whole if s.particle == "all" else s.particle), {}) for s in found.scores],
+        **crystals,
         "reference": found.reference,
         "comparison": [c.to_json_dict() for c in found.comparisons],
         "resolution": [{"model": m, "particle": p, "spread": s, **fit.to_json_dict()} for (m, p, s), fit in found.fits.items()],
@@ -170,10 +189,10 @@ def training_metrics(model: Any, *, n: int) -> dict[str, Metric]:
     net = _network_of(model)
     if net is None:
         return {}
-    best = net.best_epoch - 1
+    best, unit = net.best_epoch - 1, "" if net.name in _BY_LIKELIHOOD else "GeV"
     return {
-        "validation_loss": Metric(float(net.validation_loss[best]), math.nan, "GeV", n),
-        "training_loss": Metric(float(net.loss[best]), math.nan, "GeV", n),
+        "validation_loss": Metric(float(net.validation_loss[best]), math.nan, unit, n),
+        "training_loss": Metric(float(net.loss[best]), math.nan, unit, n),
         "epochs": Metric(float(net.loss.size), math.nan, "", n),
         "best_epoch": Metric(float(net.best_epoch), math.nan, "", n),
     }
@@ -198,15 +217,20 @@ def save_evaluation(run: Run, found: Evaluation) -> None:
 
     document = to_json_dict(found)
     write_table(run, "scores", pl.DataFrame(document["results"], infer_schema_length=None))
-    for name in ("comparison", "bins", "pulls"):
-        if document[name]:
+    for name in ("comparison", "bins", "pulls", "cruijff"):
+        if document.get(name):
             write_table(run, name, pl.DataFrame(document[name], infer_schema_length=None))
     if found.fits:
         write_table(run, "resolution", _fit_table(found.fits))
     write_table(run, "predictions", _prediction_table(found))
-    write_metrics(run, score_metrics(found.scores) | _fit_metrics(found))
+    write_metrics(run, score_metrics(found.scores) | _fit_metrics(found) | energy_crystals.crystal_metrics(found.crystals))
     _draw_curves(run, found)
-    _draw_profiles(run, found.sample, label=found.label)
+    if found.sample.objects is None:
+        _draw_profiles(run, found.sample, label=found.label)
+    else:
+        energy_crystals.draw_crystals(
+            run, found.crystals, found.sample, found.predictions, reference=found.reference, label=found.label
+        )  # fmt: skip
     for name, made in found.predictions.items():
         _draw_predicted(run, name, found.sample, made, label=found.label)
         _draw_residuals(run, name, found.sample, made, label=found.label)
@@ -225,20 +249,27 @@ def save_curves(run: Run, model: Any) -> None:
     """Draw how the losses of a network fell; nothing for a model without."""
     import polars as pl
 
+    from calolife.plots_crystals import plot_likelihood
     from calolife.plots_energy import plot_training
     from calolife.runs import write_plot
 
     net = _network_of(model)
     if net is None:
         return
-    curve = {"epoch": np.arange(1, net.loss.size + 1), "loss_gev": net.loss, "validation_loss_gev": net.validation_loss}
-    drawn = plot_training(net.loss, net.validation_loss, best_epoch=net.best_epoch, title=net.name)
+    unit = "" if net.name in _BY_LIKELIHOOD else "_gev"
+    curve = {"epoch": np.arange(1, net.loss.size + 1), f"loss{unit}": net.loss, f"validation_loss{unit}": net.validation_loss}
+    if net.name in _BY_LIKELIHOOD:
+        step = "Round" if net.name == "bdt" else "Epoch"
+        drawn = plot_likelihood(net.loss, net.validation_loss, best_epoch=net.best_epoch, step=step, title=net.name)
+    else:
+        drawn = plot_training(net.loss, net.validation_loss, best_epoch=net.best_epoch, title=net.name)
     write_plot(run, "training", drawn, pl.DataFrame(curve))
 
 
 def print_evaluation(found: Evaluation) -> None:
     """Scores of all models and particles, who is better than the reference, and the three terms."""
-    print_scores(f"{found.sample.n_showers} showers that no model was trained on", found.scores)
+    kind = "showers" if found.sample.objects is None else "objects"
+    print_scores(f"{found.sample.n_showers} {kind} that no model was trained on", found.scores)
     told = _shown_particles(s.particle for s in found.scores)
     if found.comparisons:
         shown = ("rel_loss", "sigma_eff_percent")
@@ -270,6 +301,8 @@ def print_evaluation(found: Evaluation) -> None:
     for (particle, why), models in reasons.items():
         what = particle if len(models) == len(found.predictions) else f"{particle} by {', '.join(models)}"
         print(f"no resolution fit for {what}: {why}")
+    if found.sample.objects is not None:
+        energy_crystals.print_crystals(found.crystals, n=found.sample.n_showers, reference=found.reference)
 
 
 def print_scores(title: str, scores: Sequence[EnergyScore]) -> None:

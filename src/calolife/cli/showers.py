@@ -37,9 +37,18 @@ def simulate(
     detector: Annotated[str, typer.Argument(help="Name of a detector, or a TOML file.", show_default=False)],
     out: Out,
     particle: Annotated[
-        str, typer.Option("--particle", help="e-, e+, gamma, pi-, pi+, proton, neutron, mu-, mu+, or mix:gamma=0.5,pi-=0.5.")
+        str, typer.Option("--particle", help="e-, e+, gamma, pi-, pi+, proton, neutron, mu-, mu+, mix:gamma=0.5,pi-=0.5, or minbias: "
+                          "proton-proton collisions, to be overlaid by showers digitise --pileup."),
     ] = "e-",
-    energy: Annotated[str, typer.Option("--energy", help="Kinetic energy in GeV: 10, or 1:100 for a flat range.")] = "10",
+    energy: Annotated[
+        str | None,
+        typer.Option("--energy", help="Kinetic energy in GeV: 10, or 1:100 for a flat range; 10 if not given.", show_default=False),
+    ] = None,
+    pt: Annotated[
+        str | None,
+        typer.Option("--pt", help="Instead of it, for crystals: transverse momentum in GeV, 20, or 1:300 for a flat range.",
+                     show_default=False),
+    ] = None,
     n: Annotated[int, typer.Option("-n", "--showers", min=1, help="Showers.")] = 1000,
     beam_spot_mm: Annotated[
         float | None, typer.Option("--beam-spot-mm", help="Width of the Gaussian beam in x and y; 0 if not given.", show_default=False)
@@ -82,6 +91,7 @@ def simulate(
             if is_typed(ctx, name):
                 raise ValueError(f"{option} belongs to --engine geant4, and the engine is fast; drop it, or add --engine geant4")
     calorimeter = load_detector(detector)
+    energy, pt = _which_energy(ctx, particle, energy, pt)
     is_tilted = angle_deg is None and isinstance(calorimeter, CrystalCalorimeter) and calorimeter.has_gaps
     if angle_deg is None:
         angle_deg = _CRYSTAL_TILT_DEG if is_tilted else "0"
@@ -89,7 +99,8 @@ def simulate(
         calorimeter,
         n,
         particle=particle,
-        energy_gev=parse_range(energy, what="--energy"),
+        energy_gev=None if energy is None else parse_range(energy, what="--energy"),
+        pt_gev=None if pt is None else parse_range(pt, what="--pt"),
         position_mm=None if position_mm is None else _pair(position_mm, what="--position-mm"),
         beam_spot_mm=beam_spot_mm,
         angle_deg=parse_range(angle_deg, what="--angle-deg"),
@@ -101,7 +112,8 @@ def simulate(
     )
     asked = used_options(ctx)
     del asked["options"]["workers"]  # the showers do not depend on it: an unfinished run may go on with another number
-    asked["options"]["angle_deg"] = angle_deg
+    chosen = {"angle_deg": angle_deg, "energy": energy, "pt": pt}
+    asked["options"] = {name: v for name, v in (asked["options"] | chosen).items() if v is not None}
     if engine == "fast":  # they change nothing in it
         del asked["options"]["physics"], asked["options"]["cut_mm"]
     source = Path(detector)
@@ -135,6 +147,22 @@ def simulate(
     print(f"{out}: {n} showers; {shown}")
 
 
+def _which_energy(ctx: typer.Context, particle: str, energy: str | None, pt: str | None) -> tuple[str | None, str | None]:
+    """What of --energy and --pt counts: one that is typed wins over one of --config; 10 GeV where there is none."""
+    from calolife.simulation.collisions import MINBIAS
+
+    typed = [option for name, option in (("energy", "--energy"), ("pt", "--pt")) if is_typed(ctx, name)]
+    if particle == MINBIAS:
+        if typed:
+            raise ValueError(f"{typed[0]} belongs to a beam, and {MINBIAS} collisions have energies of their own; drop it")
+        return None, None
+    if len(typed) == 2:
+        raise ValueError("--energy and --pt both say how hard the particles are; give one of them")
+    if pt is not None and "--energy" not in typed:
+        return None, pt
+    return energy or "10", None
+
+
 def _metrics(summary: Summary) -> dict[str, Metric]:
     from calolife.runs import Metric
 
@@ -155,12 +183,17 @@ def _plot(run: Run, summary: Summary, production: Production) -> None:
     from calolife.runs import write_plot
     from calolife.simulation.particles import PDG
 
-    low, high = np.broadcast_to(production.energy_gev, 2)
+    is_pt = production.pt_gev is not None
+    given = production.pt_gev if is_pt else production.energy_gev
+    low, high = (0.0, np.inf) if given is None else np.broadcast_to(given, 2)
     energy = f"{low:g} GeV" if low == high else f"{low:g} to {high:g} GeV"
+    energy = "at 13 TeV" if given is None else f"pT {energy}" if is_pt else energy
     title = f"{production.detector.name}, {production.particle}, {energy}\n{production.engine} engine, seed {production.seed}"
     name_of = {code: name for name, code in PDG.items()}
     of_particle = {name_of[int(code)]: summary.pdg_id == code for code in np.unique(summary.pdg_id)}
-    energy_gev = None if low == high else summary.energy_gev
+    if given is None:  # a collision is no particle: its first one says nothing, and its energy is not that of a beam
+        of_particle, low = {}, high
+    energy_gev = None if low == high and not is_pt else summary.energy_gev
     value, unit = (summary.visible_mev, "_mev") if energy_gev is None else (summary.visible_mev / (1e3 * energy_gev), "_fraction")
     count, edges = visible_histogram(value)
     numbers = pl.DataFrame({f"from{unit}": edges[:-1], f"to{unit}": edges[1:], "showers": count})

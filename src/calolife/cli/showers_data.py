@@ -24,9 +24,13 @@ from calolife.cli.options import (
     say,
     used_options,
 )
+from calolife.cli.showers import parse_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from calolife.detector.layers import Readout
     from calolife.detector.presets import Detector
@@ -144,7 +148,23 @@ def digitise(
     hot: Annotated[str | None, typer.Option("--hot", help="Hot cells: 5,17 or 5-17.", show_default=False)] = None,
     hot_mev: Annotated[float, typer.Option("--hot-mev", help="Mean energy of a hot cell above the threshold, MeV.")] = 1.0,
     pileup: Annotated[Path | None, typer.Option("--pileup", help="Run or file of showers to overlay.", show_default=False)] = None,
-    pileup_mean: Annotated[float, typer.Option("--pileup-mean", min=0.0, help="Mean number of overlaid showers.")] = 0.0,
+    pileup_mean: Annotated[
+        str, typer.Option("--pileup-mean", help="Mean number of overlaid showers: 30, or 0:60 for a mean drawn flat for each shower.")
+    ] = "0",
+    intercalibration: Annotated[
+        float, typer.Option("--intercalibration", min=0.0, help="How far the calibration is off from cell to cell, %.")
+    ] = 0.0,
+    calibration_seed: Annotated[
+        int | None,
+        typer.Option("--calibration-seed", min=0, help="Seed of that: the same for all samples of one detector. --seed if not given.",
+                     show_default=False),
+    ] = None,
+    signal_fraction: Annotated[
+        Path | None,
+        typer.Option("--signal-fraction", show_default=False,
+                     help="Light that is left of each cell: a run of showers age or ageing estimate, or a table cell,signal_fraction."),
+    ] = None,
+    uncorrected: Annotated[bool, typer.Option("--uncorrected", help="Leave the light that is lost uncorrected.")] = False,
     detector: DetectorName = None,
     seed: Seed = 0,
     config: Config = None,
@@ -152,11 +172,11 @@ def digitise(
     quiet: Quiet = False,
     force: Force = False,
     debug: Debug = False,
-) -> None:
+) -> None:  # fmt: skip
     """Read showers out: visible energy in, rechits out. What is not given comes from the detector's readout record."""
     from calolife.detector.layers import Readout
     from calolife.runs import Metric, log, new_run, write_metrics
-    from calolife.showers.digitise import digitise as read_out
+    from calolife.showers.calibration import read_out
     from calolife.showers.digitise import draw_cells
     from calolife.showers.files import SHOWERS_FILE, count_showers, iter_showers, read_showers, write_showers
     from calolife.showers.summary import Moments
@@ -174,20 +194,32 @@ def digitise(
     # a cell named as hot is not drawn as dead
     drawn = [int(c) for c in draw_cells(calo, dead_fraction, seed=seed) if c not in hot_cells]
     dead_cells = drawn if dead is None else parse_numbers(dead, what="--dead")
-    if (pileup is None) != (pileup_mean == 0):
+    means = parse_range(pileup_mean, what="--pileup-mean")
+    if (pileup is None) != (means == 0.0):
         raise ValueError("--pileup and --pileup-mean belong together; give both or none")
+    if calibration_seed is not None and intercalibration == 0:
+        raise ValueError("--calibration-seed is the seed of --intercalibration; give that too, or drop it")
+    if uncorrected and signal_fraction is None:
+        raise ValueError("--uncorrected leaves lost light as it is, and none is lost; give --signal-fraction, or drop it")
     overlaid = None if pileup is None else read_showers(pileup, detector=known)
+    left = None if signal_fraction is None else _light_left(signal_fraction, calo)
 
     before, after, hits = Moments(), Moments(), Moments()
+    is_dense = readout.noise_mev > 0 and readout.threshold_mev == 0
+    chunk = max(1, min(1000, _RECHITS_PER_PART // calo.n_cells)) if is_dense else 1000
+
+    def read(part: Showers, first: int) -> Showers:
+        return read_out(
+            part, readout, seed=seed, first=first, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev, pileup=overlaid, pileup_mean=means,
+            signal_fraction=left, is_corrected=not uncorrected, intercalibration_percent=intercalibration,
+            calibration_seed=calibration_seed,
+        )  # fmt: skip
 
     def parts(report: Report) -> Iterator[Showers]:
         nonlocal before, after, hits
         done = 0
-        for part in iter_showers(data, chunk=max(1, min(1000, _RECHITS_PER_PART // calo.n_cells)), detector=known):
-            rechits = read_out(
-                part, readout, seed=seed, first=done, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev,
-                pileup=overlaid, pileup_mean=pileup_mean,
-            )  # fmt: skip
+        for part in iter_showers(data, chunk=chunk, detector=known):
+            rechits = read(part, done)
             yield rechits
             before, after, hits = (
                 before.add(part.visible_mev),
@@ -198,17 +230,19 @@ def digitise(
             report("showers", done, n_showers)
 
     # asked before a run is begun, so that a wrong number leaves nothing behind
-    read_out(sample, readout, seed=seed, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev, pileup=overlaid, pileup_mean=pileup_mean)
+    read(sample, 0)
     if readout == Readout():
         say("the readout is ideal: it changes no energy; give --light-yield, --noise, --threshold or --saturation", quiet=quiet)
     if pileup is not None and pileup.resolve() == data.resolve():
         say("the pileup is the sample itself: a shower may be laid over itself; another sample is better", quiet=quiet)
-    if readout.noise_mev > 0 and readout.threshold_mev == 0:
+    if signal_fraction is not None and "aged" in sample.origin:
+        say("these showers were aged before: with --signal-fraction they lose light twice", quiet=quiet)
+    if is_dense:
         say(f"noise without a threshold: each of the {calo.n_cells} cells of every shower is written", quiet=quiet)
     asked = used_options(ctx)
     if hot is None:
         del asked["options"]["hot_mev"]
-    inputs = [data] if pileup is None else [data, pileup]
+    inputs = [path for path in (data, pileup, signal_fraction) if path is not None]
     with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet) as report:
         write_showers(run.path / SHOWERS_FILE, parts(report))
         n = hits.n
@@ -232,6 +266,25 @@ def _readout(calo: Detector, light_yield: float | None, noise: float | None, thr
 
     given = {"light_yield_pe_per_mev": light_yield, "noise_mev": noise, "threshold_mev": threshold, "saturation_mev": saturation}
     return replace(calo.readout, **{name: value for name, value in given.items() if value is not None})
+
+
+def _light_left(path: Path, calo: Detector) -> NDArray[np.float64]:
+    """Signal fraction of every cell; 1 of those that the file does not list."""
+    import numpy as np
+
+    from calolife.ageing.files import read_truth
+
+    ageing = read_truth(path)
+    if ageing.detector_digest and ageing.detector_digest != calo.digest:
+        raise ValueError(
+            f"--signal-fraction {path} belongs to detector {ageing.detector_digest[:8]}, the showers to {calo.name!r} ({calo.digest[:8]}); "
+            "give one of the same detector"
+        )
+    if ageing.cell.size and int(ageing.cell[-1]) >= calo.n_cells:
+        raise ValueError(f"--signal-fraction {path} lists cell {int(ageing.cell[-1])}; {calo.name!r} has cells 0 to {calo.n_cells - 1}")
+    left = np.ones(calo.n_cells)
+    left[ageing.cell] = ageing.signal_fraction
+    return left
 
 
 def _detector(name: str | None) -> Detector | None:

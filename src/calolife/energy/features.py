@@ -6,13 +6,18 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calolife.detector.layers import LayeredCalorimeter
-from calolife.showers.events import Showers
+from calolife.showers.clusters import find_superclusters
+from calolife.showers.events import Showers, readout_text
 from calolife.showers.files import LayerSums
+
+if TYPE_CHECKING:
+    from calolife.energy.objects import Objects
 
 __all__ = [
     "CELL_FEATURES",
@@ -66,6 +71,11 @@ class EnergySample:
         Of the detector that saw the showers; empty where a file does not tell.
     readout : str
         ``"simhits"``, or ``"rechits of ..."`` with the numbers of their readout; empty where a file does not tell.
+    objects : Objects, optional
+        In crystals: the supercluster of each shower with its hits, for the networks.
+    n_unmatched : int
+        In crystals: showers that are not in the sample, because nothing was found where the particle should be; of the whole
+        sample, whatever was selected from it.
 
     Raises
     ------
@@ -86,6 +96,8 @@ class EnergySample:
     shape_names: tuple[str, ...] = ()
     digest: str = ""
     readout: str = ""
+    objects: Objects | None = None
+    n_unmatched: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in (("layer_energy_mev", np.float64), ("energy_gev", np.float64), ("pdg_id", np.int32), ("shape", np.float64)):
@@ -101,6 +113,8 @@ class EnergySample:
         for name, wanted in (("energy_gev", (n,)), ("pdg_id", (n,)), ("shape", (n, len(self.shape_names)))):
             if (got := getattr(self, name).shape) != wanted:
                 raise ValueError(f"{name} has shape {got}; {n} showers need {wanted}")
+        if self.objects is not None and self.objects.n_objects != n:
+            raise ValueError(f"there are {self.objects.n_objects} objects for {n} showers; give one per shower")
         for name in ("layer_energy_mev", "shape"):
             if not np.isfinite(values := getattr(self, name)).all():
                 at = int(np.argwhere(~np.isfinite(values))[0][0])
@@ -140,7 +154,7 @@ class EnergySample:
         index = np.asarray(which)
         return replace(
             self, layer_energy_mev=self.layer_energy_mev[index], energy_gev=self.energy_gev[index], pdg_id=self.pdg_id[index],
-            shape=self.shape[index],
+            shape=self.shape[index], objects=None if self.objects is None else self.objects.select(index),
         )  # fmt: skip
 
 
@@ -169,12 +183,13 @@ def sample_of(showers: Showers | LayerSums) -> EnergySample:
     Returns
     -------
     EnergySample
-        With the columns `CELL_FEATURES` where the layers have cells; none for sums of layers and for layers of one cell.
+        With the columns `CELL_FEATURES` where the layers have cells; none for sums of layers and for layers of one cell. Of
+        crystals the matched superclusters, as `sample_of_objects`.
 
     Raises
     ------
     ValueError
-        No showers, or showers of a crystal detector.
+        No showers; in crystals, no matched supercluster.
 
     Notes
     -----
@@ -196,11 +211,11 @@ def sample_of(showers: Showers | LayerSums) -> EnergySample:
         return EnergySample(showers.layer_energy_mev, showers.energy_gev, showers.pdg_id)
     detector = showers.detector
     if not isinstance(detector, LayeredCalorimeter):
-        raise ValueError(
-            f"detector {detector.name!r} is made of crystals; the energy models read layers: give showers of a layered calorimeter"
-        )
+        from calolife.energy.objects import sample_of_objects
+
+        return sample_of_objects(find_superclusters(showers))
     seen = EnergySample(
-        showers.layer_energy_mev(), showers.energy_gev, showers.pdg_id, digest=detector.digest, readout=_readout_text(showers)
+        showers.layer_energy_mev(), showers.energy_gev, showers.pdg_id, digest=detector.digest, readout=readout_text(showers)
     )
     if detector.n_cells == detector.n_active:
         return seen
@@ -233,6 +248,8 @@ def concatenate_samples(samples: Sequence[EnergySample]) -> EnergySample:
             )
         if other.shape_names != first.shape_names:
             raise ValueError(f"sample {i} has other shapes than sample 0; make both from cells, or both from layer sums")
+        if (other.objects is None) != (first.objects is None):
+            raise ValueError(f"only one of sample {i} and sample 0 has objects; make both from superclusters")
         if other.readout != first.readout:
             raise ValueError(
                 f"sample {i} has {other.readout or 'a readout not told'}, sample 0 {first.readout or 'one not told'}; join alike"
@@ -243,6 +260,8 @@ def concatenate_samples(samples: Sequence[EnergySample]) -> EnergySample:
         energy_gev=np.concatenate([s.energy_gev for s in samples]),
         pdg_id=np.concatenate([s.pdg_id for s in samples]),
         shape=np.concatenate([s.shape for s in samples]),
+        objects=None if first.objects is None else first.objects.concatenate([s.objects for s in samples if s.objects is not None]),
+        n_unmatched=sum(s.n_unmatched for s in samples),
     )
 
 
@@ -384,22 +403,6 @@ def _cell_features(showers: Showers, detector: LayeredCalorimeter) -> FloatArray
 def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
     """Their ratio, 0 where there is nothing below."""
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
-
-
-def _readout_text(showers: Showers) -> str:
-    """Kind and readout in words that a remark can quote; the same text for the same readout."""
-    if showers.readout is None:
-        return f"{showers.kind}s"
-    record = showers.readout
-    told = [
-        f"{what} {value:.10g} {unit}"
-        for what, value, unit in (
-            ("light yield", record.light_yield_pe_per_mev, "/ MeV"), ("noise", record.noise_mev, "MeV"),
-            ("threshold", record.threshold_mev, "MeV"), ("saturation", record.saturation_mev, "MeV"),
-        )
-        if value not in (0.0, np.inf)
-    ]  # fmt: skip
-    return f"{showers.kind}s of {', '.join(told) or 'an ideal readout'}"
 
 
 def _named(digest: str) -> str:

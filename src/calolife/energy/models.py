@@ -20,7 +20,7 @@ from calolife.storage import load_model_state
 if TYPE_CHECKING:
     from calolife.training import Epoch
 
-__all__ = ["MODELS", "Linearised", "check_linearisable", "fit_energy", "linearise", "load_energy_model"]
+__all__ = ["MODELS", "Linearised", "check_linearisable", "check_model", "fit_energy", "linearise", "load_energy_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +82,18 @@ def _fit_trees(sample: EnergySample, *, seed: int = 0) -> Any:
     return fit_trees(sample, seed=seed)
 
 
+def _fit_bdt(sample: EnergySample, *, seed: int = 0, progress: Callable[[Epoch], None] | None = None) -> Any:
+    from calolife.energy.bdt import fit_bdt  # loads LightGBM
+
+    return fit_bdt(sample, seed=seed, progress=progress)
+
+
+def _fit_drn(sample: EnergySample, **settings: Any) -> Any:
+    from calolife.energy.drn_model import fit_drn  # loads torch
+
+    return fit_drn(sample, **settings)
+
+
 MODELS: dict[str, Callable[..., Any]] = {
     "uncalibrated": fit_uncalibrated,
     "sum": fit_sum,
@@ -89,8 +101,13 @@ MODELS: dict[str, Callable[..., Any]] = {
     "dnn": _fit_dnn,
     "trees": _fit_trees,
     "best": _fit_best,
+    "bdt": _fit_bdt,
+    "drn": _fit_drn,
 }
-"""The regressors, from the plainest; `best` won the cross-validation on Geant4 showers (benchmarks/energy.py)."""
+"""The regressors, from the plainest; `best` won the cross-validation on Geant4 showers (benchmarks/energy.py); two for crystals."""
+
+_NETWORKS = ("dnn", "best", "drn")  # with a device, a progress and a checkpoint
+_LAYERS_ONLY, _CRYSTALS_ONLY = ("dnn", "best"), ("bdt", "drn")
 
 
 def fit_energy(
@@ -107,7 +124,8 @@ def fit_energy(
 
     Parameters
     ----------
-    name : {"uncalibrated", "sum", "linear", "dnn", "trees", "best"}
+    name : {"uncalibrated", "sum", "linear", "dnn", "trees", "best", "bdt", "drn"}
+        ``dnn`` and ``best`` read layers, ``bdt`` and ``drn`` objects in crystals, the others both.
     sample : EnergySample
         Training showers, nothing else.
     seed : int
@@ -128,7 +146,7 @@ def fit_energy(
     Raises
     ------
     ValueError
-        An unknown name, a sample that the model cannot be fitted to, or ``uncalibrated`` linearised.
+        An unknown name, a sample that the model cannot read or be fitted to, or ``uncalibrated`` linearised.
 
     Examples
     --------
@@ -138,16 +156,47 @@ def fit_energy(
     >>> fit_energy("linear", toy).weight.round(2).tolist()
     [20.0, 10.0, 40.0]
     """
-    if name not in MODELS:
-        near = get_close_matches(name, MODELS, n=1)
-        raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)}" + (f"; did you mean {near[0]}?" if near else ""))
+    check_model(name, sample)
     if is_linearised:
         check_linearisable(name, sample)
-    if name in ("dnn", "best"):
+    if name in _NETWORKS:
         model = MODELS[name](sample, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir)
+    elif name == "bdt":
+        model = MODELS[name](sample, seed=seed, progress=progress)
     else:
         model = MODELS[name](sample, seed=seed)
     return linearise(model, sample, seed=seed) if is_linearised else model
+
+
+def check_model(name: str, sample: EnergySample) -> None:
+    """Check that there is a model of this name, and that it reads what a sample has.
+
+    Parameters
+    ----------
+    name : str
+    sample : EnergySample
+
+    Raises
+    ------
+    ValueError
+        An unknown name, a model of crystals for showers in layers, or the other way round.
+
+    Examples
+    --------
+    >>> check_model("drn", EnergySample([[1.0, 2.0]], [1.0], [22]))
+    Traceback (most recent call last):
+    ValueError: model drn reads crystals, and these showers have layers; take uncalibrated, sum, linear, dnn, trees or best
+    """
+    if name not in MODELS:
+        near = get_close_matches(name, MODELS, n=1)
+        raise ValueError(f"model {name!r} is not one of {', '.join(MODELS)}" + (f"; did you mean {near[0]}?" if near else ""))
+    is_crystals = sample.objects is not None
+    wrong = _LAYERS_ONLY if is_crystals else _CRYSTALS_ONLY
+    if name not in wrong:
+        return
+    *others, last = (m for m in MODELS if m not in wrong)
+    what = "layers, and these are objects in crystals" if is_crystals else "crystals, and these showers have layers"
+    raise ValueError(f"model {name} reads {what}; take {', '.join(others)} or {last}")
 
 
 def check_linearisable(name: str, sample: EnergySample) -> None:
@@ -167,12 +216,12 @@ def check_linearisable(name: str, sample: EnergySample) -> None:
     """
     if name == "uncalibrated":
         raise ValueError("model 'uncalibrated' is the visible energy as it is and cannot be linearised; take sum, or leave it as it is")
-    if name == "dnn":
-        from calolife.energy.dnn import n_validation  # loads torch
+    if name in ("dnn", "bdt", "drn"):
+        from calolife.energy.dnn import n_validation  # loads torch; all three judge a tenth
 
         if (n := n_validation(sample.n_showers)) < LEAST_SHOWERS:
             raise ValueError(
-                f"{sample.n_showers} showers are too few to linearise dnn: it is judged by the {n} that stop its training, and "
+                f"{sample.n_showers} showers are too few to linearise {name}: it is judged by the {n} that stop its training, and "
                 f"{LEAST_SHOWERS} are needed; give {LEAST_SHOWERS * 10} or more"
             )
     check_response(sample.energy_gev)
@@ -234,6 +283,14 @@ def _kind(name: str) -> Any:
         from calolife.energy.dnn import Dnn
 
         return Dnn
+    if name == "drn":
+        from calolife.energy.drn_model import DrnModel
+
+        return DrnModel
+    if name == "bdt":
+        from calolife.energy.bdt import Bdt
+
+        return Bdt
     if name == "trees":
         from calolife.energy.trees import Trees
 

@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.presets import Detector
 from calolife.energy.features import EnergySample, concatenate_samples, sample_of
+from calolife.energy.objects import sample_of_objects
 from calolife.errors import FileFormatError
+from calolife.showers.cluster_files import is_superclusters, read_superclusters
+from calolife.showers.clusters import Superclusters, find_superclusters
 from calolife.showers.events import PDG, UNKNOWN_PARTICLE, Showers
-from calolife.showers.files import LayerSums, count_showers, iter_showers, read_layer_sums
+from calolife.showers.files import LayerSums, count_showers, holds_layer_sums, iter_showers, read_layer_sums
 
 __all__ = [
     "TRAINING_ENERGIES_FILE", "TRAINING_RECORD_FILE", "TRAINING_SHOWERS_FILE", "count_alike", "read_energy_sample",
@@ -45,10 +49,11 @@ def read_energy_sample(
     Parameters
     ----------
     paths : sequence of path
-        Run directories with showers, files that `read_showers` reads, or files that keep the sums of layers only.
+        Run directories with showers or superclusters, files that `read_showers` or `read_superclusters` reads, or files that
+        keep the sums of layers only.
     particles : sequence of str
         Particles to keep, by name; all when left out.
-    detector : LayeredCalorimeter, optional
+    detector : LayeredCalorimeter or CrystalCalorimeter, optional
         Where a file does not tell its own, as for `read_showers`.
     tell : function (what, done, total), optional
         Called as the showers come in.
@@ -56,18 +61,20 @@ def read_energy_sample(
     Returns
     -------
     EnergySample
-        In the order of the files. A shower that stands in an earlier file is not taken again.
+        In the order of the files. A shower that stands in an earlier file is not taken again. Of crystals the matched
+        superclusters; `EnergySample.n_unmatched` tells how many showers of the files have none.
 
     Raises
     ------
     FileFormatError
         A file that is not there, is damaged, or holds a number that is not finite.
     ValueError
-        A file named twice, files of different detectors or readouts, no shower left, an unknown particle, crystals.
+        A file named twice, files of different detectors or readouts, no shower left, an unknown particle.
 
     Notes
     -----
-    Showers are read part by part; memory holds their layer sums and shapes only.
+    Showers are read part by part; memory holds their layer sums and shapes only. Showers of crystals are clustered as they
+    come in, with the default settings; of crystals memory holds the hits of the superclusters too.
     """
     if not paths:
         raise ValueError("no file of showers; give one or more")
@@ -260,34 +267,41 @@ def _read_row(path: Path, kind: type[Any]) -> NDArray[Any]:
 
 
 def _read_one(path: Path, *, detector: Detector | None, tell: Callable[[str, float, float], None] | None) -> EnergySample:
+    if is_superclusters(path):
+        return _sample_of(path, read_superclusters(path, detector=detector))
     try:
         total = count_showers(path, detector=detector)
     except FileFormatError:
-        if path.suffix == ".root":
+        if not holds_layer_sums(path):
             raise
-        sums = read_layer_sums(path)  # of a file that is neither it says the same
+        sums = read_layer_sums(path)
         if sums.energy_gev.size == 0:
             raise ValueError(f"{path} holds no showers; give a file with some") from None
         return _sample_of(path, sums)
     if total == 0:
         raise ValueError(f"{path} holds no showers; give a file with some")
 
-    def parts() -> Iterator[EnergySample]:
+    def parts() -> Iterator[EnergySample | Superclusters]:
         done = 0
         for showers in iter_showers(path, detector=detector):
             done += showers.n_showers
-            yield _sample_of(path, showers)
+            # a part of crystals may have no object that matches; the whole file may not
+            is_crystals = isinstance(showers.detector, CrystalCalorimeter)
+            yield find_superclusters(showers).matched() if is_crystals else _sample_of(path, showers)
             if tell is not None:
                 tell(f"reading {path.name}", done, total)
 
     found = list(parts())
-    return found[0] if len(found) == 1 else concatenate_samples(found)
+    if clusters := [part for part in found if isinstance(part, Superclusters)]:
+        return _sample_of(path, Superclusters.concatenate(clusters))
+    samples = [part for part in found if isinstance(part, EnergySample)]
+    return samples[0] if len(samples) == 1 else concatenate_samples(samples)
 
 
-def _sample_of(path: Path, showers: Showers | LayerSums) -> EnergySample:
+def _sample_of(path: Path, showers: Showers | LayerSums | Superclusters) -> EnergySample:
     """What the showers are refused for, with the file's name."""
     try:
-        return sample_of(showers)
+        return sample_of_objects(showers) if isinstance(showers, Superclusters) else sample_of(showers)
     except ValueError as error:
         raise FileFormatError(f"{path}: {error}") from error
 

@@ -10,7 +10,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from calolife.energy.peaks import checked_above, log_tail, tail_area
 
-__all__ = ["Z_MASS_GEV", "Z_RANGE_GEV", "Z_WIDTH_GEV", "sample_z_mass", "z_areas", "z_likelihood", "z_line", "z_line_cdf", "z_log"]
+__all__ = [
+    "Z_MASS_GEV",
+    "Z_RANGE_GEV",
+    "Z_WIDTH_GEV",
+    "sample_z_mass",
+    "z_areas",
+    "z_likelihood",
+    "z_line",
+    "z_line_cdf",
+    "z_log",
+    "z_mass_at",
+]
 
 FloatArray = NDArray[np.float64]
 Range = tuple[float, float]
@@ -104,12 +115,39 @@ def sample_z_mass(n: int, *, seed: int, range: Range = Z_RANGE_GEV) -> FloatArra
     low, high = (float(end) for end in range)
     if n < 1 or not 0 <= low < high < math.inf:
         raise ValueError(f"n = {n} and range = ({low:g}, {high:g}) GeV must be >= 1 and rise from 0 or more; the Z is usually 60 to 120")
+    return _mass_with_above(np.random.default_rng(seed).random(n), low, high)
+
+
+def z_mass_at(part: ArrayLike, *, range: Range = Z_RANGE_GEV) -> FloatArray:
+    """Quantiles of the Breit-Wigner of `z_line` within a range: the mass (...) [GeV] with a part (...) of the range's Z bosons below.
+
+    Raises
+    ------
+    ValueError
+        A part outside 0 to 1, or a range that does not rise from 0 or more.
+
+    Examples
+    --------
+    >>> z_mass_at([0.0, 0.5, 1.0]).round(1).tolist()
+    [60.0, 91.1, 120.0]
+    """
+    below = np.asarray(part, dtype=np.float64)
+    low, high = (float(end) for end in range)
+    if not 0 <= low < high < math.inf:
+        raise ValueError(f"range = ({low:g}, {high:g}) GeV must rise from 0 or more; the Z is usually 60 to 120")
+    if not ((below >= 0) & (below <= 1)).all():
+        raise ValueError("part must lie in 0 to 1: it is the part of the Z bosons that are lighter")
+    return _mass_with_above(1.0 - below.ravel(), low, high).reshape(below.shape)
+
+
+def _mass_with_above(part: FloatArray, low: float, high: float) -> FloatArray:
+    """Mass with a part (mass,) of the Z bosons between low and high above it."""
     top, bottom = _breit_wigner_above(np.array([low, high]))
-    above = bottom + (top - bottom) * np.random.default_rng(seed).random(n)
+    above = bottom + (top - bottom) * part
     # closest together where the line is steep; Newton from there
     first, last = (math.atan(2 * (end - Z_MASS_GEV) / Z_WIDTH_GEV) for end in (high, low))
     knots = Z_MASS_GEV + 0.5 * Z_WIDTH_GEV * np.tan(np.linspace(first, last, 4001))
-    mass: FloatArray = np.interp(above, _breit_wigner_above(knots), knots)
+    mass: FloatArray = np.asarray(np.interp(above, _breit_wigner_above(knots), knots))
     for _ in (1, 2):
         mass += (_breit_wigner_above(mass) - above) / _breit_wigner(mass)
     return np.asarray(np.clip(mass, low, high))

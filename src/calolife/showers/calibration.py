@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
 from calolife.detector.layers import Readout
-from calolife.detector.presets import Detector
+from calolife.detector.presets import Detector, load_detector
 from calolife.showers.digitise import digitise
 from calolife.showers.events import Showers
 from calolife.showers.splitmix import GOLDEN, scrambled, unit_interval
@@ -18,10 +18,8 @@ __all__ = ["BARREL_READOUT", "intercalibration", "read_out", "scale_cells"]
 
 FloatArray = NDArray[np.float64]
 
-# 4.5 photo-electrons per MeV at a variance twice that of a Poisson (avalanche photodiodes): as 2.25 of Poisson. Noise 40 MeV a crystal.
-# Source: CMS, JINST 3 (2008) S08004
-BARREL_READOUT = Readout(light_yield_pe_per_mev=2.25, noise_mev=40.0, threshold_mev=160.0)  # threshold chosen: 4 widths of the noise
-"""Readout of the crystals of the CMS barrel, for `digitise` and `read_out`; the threshold leaves 2 of 61,200 crystals to noise."""
+BARREL_READOUT = load_detector("cms-barrel").readout
+"""Readout of the crystals of the CMS barrel, for other crystals such as its; numbers and sources stand in ``cms-barrel.toml``."""
 
 _MOST_PERCENT = 20.0  # chosen: beyond it the cut of the Gaussian at zero would show
 _STREAM = 0x1CA1  # chosen: keeps the numbers apart from those of `digitise` (0 to 7) and of ageing (64 on), whose seed may be the same
@@ -114,8 +112,11 @@ def read_out(
     is_corrected: bool = True,
     intercalibration_percent: float = 0.0,
     calibration_seed: int | None = None,
+    dead: ArrayLike = (),
+    hot: ArrayLike = (),
+    hot_mev: float = 1.0,
     pileup: Showers | None = None,
-    pileup_mean: float = 0.0,
+    pileup_mean: float | tuple[float, float] = 0.0,
 ) -> Showers:
     """Rechits of a detector in use: light is lost before the readout, the calibration comes after it.
 
@@ -125,7 +126,7 @@ def read_out(
         Simhits.
     readout : Readout, optional
         The detector's own when left out.
-    seed, first, pileup, pileup_mean
+    seed, first, dead, hot, hot_mev, pileup, pileup_mean
         As for `digitise`.
     signal_fraction : float array, (all cells,), optional
         Light that is left of each cell, finite and > 0; all of it when left out.
@@ -173,7 +174,9 @@ def read_out(
             pileup = scale_cells(pileup, fraction)
         told["light"] = "corrected" if is_corrected else "not corrected"
         told["mean_signal_fraction"] = float(fraction.mean())
-    rechits = digitise(showers, readout, seed=seed, first=first, pileup=pileup, pileup_mean=pileup_mean)
+    rechits = digitise(
+        showers, readout, seed=seed, first=first, dead=dead, hot=hot, hot_mev=hot_mev, pileup=pileup, pileup_mean=pileup_mean
+    )
     if fraction is not None and is_corrected:
         factor = factor / fraction
     if intercalibration_percent > 0:

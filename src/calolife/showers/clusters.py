@@ -12,9 +12,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calolife.detector.crystals import ETA_PER_CRYSTAL, CrystalCalorimeter
-from calolife.showers.events import PDG, Showers
+from calolife.showers.events import PDG, Showers, readout_text
 
-__all__ = ["ClusterSettings", "Superclusters", "energy_density_gev", "eta_window", "find_superclusters", "phi_window"]
+__all__ = [
+    "ClusterSettings",
+    "Superclusters",
+    "energy_density_gev",
+    "eta_window",
+    "find_superclusters",
+    "phi_window",
+    "rows_of",
+    "turned",
+]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -115,13 +124,21 @@ class Superclusters:
         Incident particle of the shower, whether matched or not.
     energy_gev : float array, (object,) [GeV]
         Its energy.
+    rho_gev : float array, (object,) [GeV], optional
+        Energy density of the shower, as `energy_density_gev`; NaN where it is not known, so by default.
+    hadronic_gev : float array, (object,) [GeV], optional
+        Energy behind the crystals, the H of H/E; NaN where nothing stands there, so by default.
+    readout : str
+        ``"simhits"``, or ``"rechits of ..."`` with the numbers of their readout; empty where it is not known.
+    n_saturated : int array, (object,), optional
+        Crystals that read no less than the ceiling of the readout; 0 by default.
 
     Raises
     ------
     ValueError
         Shapes that do not fit, offsets that do not rise (an object without hits or clusters), showers that fall or are
-        out of range, crystals out of range or out of order, energies that are not finite and > 0, a hit in a cluster of
-        another object, two matched objects in a shower.
+        out of range, crystals out of range or out of order, energies that are not finite and > 0, an infinite rho, a hit
+        in a cluster of another object, two matched objects in a shower.
 
     Examples
     --------
@@ -149,10 +166,17 @@ class Superclusters:
     is_matched: BoolArray
     pdg_id: NDArray[np.int32]
     energy_gev: FloatArray
+    rho_gev: FloatArray = None  # type: ignore[assignment]  # what is left out is filled below
+    hadronic_gev: FloatArray = None  # type: ignore[assignment]
+    readout: str = ""
+    n_saturated: IntArray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
-            array: NDArray[Any] = np.ascontiguousarray(getattr(self, name), dtype=kind)
+            given = getattr(self, name)
+            if given is None and name in _LEFT_OUT:
+                given = np.full(np.size(self.shower), _LEFT_OUT[name])
+            array: NDArray[Any] = np.ascontiguousarray(given, dtype=kind)
             array = array.view()
             array.flags.writeable = False
             object.__setattr__(self, name, array)
@@ -181,6 +205,11 @@ class Superclusters:
         for name in ("cluster_eta", "cluster_phi"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} must be finite")
+        for name in ("rho_gev", "hadronic_gev"):
+            if np.isinf(getattr(self, name)).any():
+                raise ValueError(f"{name} must be finite, or NaN where it is not known")
+        if (self.n_saturated < 0).any():
+            raise ValueError("n_saturated must be >= 0")
         low, high = self.cluster_offsets[:-1][self.hit_object], self.cluster_offsets[1:][self.hit_object]
         if ((self.hit_cluster < low) | (self.hit_cluster >= high)).any():
             raise ValueError("hit_cluster names a cluster of another object; it counts through all clusters of the sample")
@@ -247,8 +276,8 @@ class Superclusters:
     def phi(self) -> FloatArray:
         """Mean of the clusters' phi, weighted by energy, (object,) [rad], in [-pi, pi) if phi closes."""
         first = self.cluster_phi[self.cluster_offsets[:-1]]
-        around = self._mean(_turn(self.cluster_phi - first[self.cluster_object], self.detector))
-        return _turn(first + around, self.detector)
+        around = self._mean(turned(self.cluster_phi - first[self.cluster_object], self.detector))
+        return turned(first + around, self.detector)
 
     def _mean(self, values: FloatArray) -> FloatArray:
         total = np.bincount(self.cluster_object, self.cluster_energy_gev, self.n_objects)
@@ -280,8 +309,8 @@ class Superclusters:
         index = index.astype(np.int64)
         if index.ndim != 1 or (np.diff(index) <= 0).any() or (index.size and not 0 <= index[0] <= index[-1] < self.n_objects):
             raise ValueError(f"the selection must be one row of rising indices from 0 to {self.n_objects - 1}, or a mask")
-        hit_offsets, hit = _rows(self.hit_offsets, index)
-        cluster_offsets, cluster = _rows(self.cluster_offsets, index)
+        hit_offsets, hit = rows_of(self.hit_offsets, index)
+        cluster_offsets, cluster = rows_of(self.cluster_offsets, index)
         place = np.zeros(self.cluster_seed.size, np.int64)
         place[cluster] = np.arange(cluster.size)
         columns = {name: getattr(self, name)[index] for name in _PER_OBJECT}
@@ -302,7 +331,7 @@ class Superclusters:
         Raises
         ------
         ValueError
-            Nothing given, or another detector (by digest) among them.
+            Nothing given; another detector (by digest) or another readout among them.
         """
         if not samples:
             raise ValueError("no superclusters to join; give at least one sample")
@@ -312,6 +341,8 @@ class Superclusters:
                 raise ValueError(
                     f"sample {i} was of detector {other.detector.name!r}, sample 0 of {first.detector.name!r}; join one's only"
                 )
+            if other.readout != first.readout:
+                raise ValueError(f"sample {i} is of {other.readout!r}, sample 0 of {first.readout!r}; join objects of one readout only")
         before = np.cumsum([0, *(s.n_showers for s in samples)])
         clusters = np.cumsum([0, *(s.cluster_seed.size for s in samples)])
         columns: dict[str, Any] = {
@@ -324,13 +355,15 @@ class Superclusters:
         return replace(first, n_showers=int(before[-1]), **columns)
 
 
-_PER_OBJECT = ("shower", "is_matched", "pdg_id", "energy_gev")
+_PER_OBJECT = ("shower", "is_matched", "pdg_id", "energy_gev", "rho_gev", "hadronic_gev", "n_saturated")
+_LEFT_OUT = {"rho_gev": np.nan, "hadronic_gev": np.nan, "n_saturated": 0}
 _PER_HIT = ("cell", "energy_mev", "hit_cluster")
 _PER_CLUSTER = ("cluster_seed", "cluster_energy_gev", "cluster_eta", "cluster_phi")
 _KINDS: dict[str, type] = {
     "shower": np.int64, "hit_offsets": np.int64, "cell": np.int32, "energy_mev": np.float32, "hit_cluster": np.int64,
     "cluster_offsets": np.int64, "cluster_seed": np.int32, "cluster_energy_gev": np.float64, "cluster_eta": np.float64,
-    "cluster_phi": np.float64, "is_matched": np.bool_, "pdg_id": np.int32, "energy_gev": np.float64,
+    "cluster_phi": np.float64, "is_matched": np.bool_, "pdg_id": np.int32, "energy_gev": np.float64, "rho_gev": np.float64,
+    "hadronic_gev": np.float64, "n_saturated": np.int64,
 }  # fmt: skip
 
 
@@ -438,7 +471,8 @@ def find_superclusters(showers: Showers, *, settings: ClusterSettings | None = N
        where a photon would arrive and, for electrons through a field, where one that radiates nothing would. The mean of
        all it became, weighted by energy, arrives there too: the force does not depend on the momentum.
 
-    A rechit that noise made is taken like any other if it touches a cluster.
+    A rechit that noise made is taken like any other if it touches a cluster. rho is that of `energy_density_gev`, of all
+    rechits of the shower; NaN in a detector of fewer than ten tiles.
 
     Examples
     --------
@@ -490,9 +524,8 @@ def energy_density_gev(showers: Showers) -> FloatArray:
     """
     detector = _must_be_crystals(showers)
     row, column = np.divmod(np.arange(detector.n_cells), detector.n_phi)
-    n_wide = -(-detector.n_phi // _TILE[1])
-    tile = row // _TILE[0] * n_wide + column // _TILE[1]  # (all cells,)
-    n_tiles = int(tile[-1]) + 1
+    tile = row // _TILE[0] * -(-detector.n_phi // _TILE[1]) + column // _TILE[1]  # (all cells,)
+    n_tiles = _n_tiles(detector)
     if n_tiles < _FEWEST_TILES:
         raise ValueError(
             f"detector {detector.name!r} has {n_tiles} tiles of 17 x 20 crystals; it takes {_FEWEST_TILES} to see beside a shower"
@@ -502,6 +535,10 @@ def energy_density_gev(showers: Showers) -> FloatArray:
     transverse = 1e-3 * showers.energy_mev / np.cosh(eta)[showers.cell]
     summed = np.bincount(showers.shower_index * n_tiles + tile[showers.cell], transverse, showers.n_showers * n_tiles)
     return np.median(summed.reshape(showers.n_showers, n_tiles) / area, axis=1).astype(np.float64)
+
+
+def _n_tiles(detector: CrystalCalorimeter) -> int:
+    return -(-detector.n_eta // _TILE[0]) * -(-detector.n_phi // _TILE[1])
 
 
 def _must_be_crystals(showers: Showers) -> CrystalCalorimeter:
@@ -536,11 +573,14 @@ def _of_block(showers: Showers, detector: CrystalCalorimeter, used: ClusterSetti
     hit = np.flatnonzero(place[cluster] >= 0)
     hit = hit[np.argsort(object_of[cluster[hit]], kind="stable")]  # by cell within an object: hits are in that order already
     found_in = cluster_shower[first]
+    rho = energy_density_gev(showers)[found_in] if _n_tiles(detector) >= _FEWEST_TILES else np.full(first.size, np.nan)
+    ceiling_mev = math.inf if showers.readout is None else np.float32(showers.readout.saturation_mev)
+    n_saturated = np.bincount(object_of[cluster[hit]], hit_mev[hit] >= ceiling_mev, first.size)
     found = Superclusters(
         detector, showers.n_showers, found_in, _offsets(object_of[cluster[hit]], first.size), hit_cell[hit].astype(np.int32),
         hit_mev[hit].astype(np.float32), place[cluster[hit]], _offsets(object_of[order], first.size), cell[seed][order].astype(np.int32),
         1e-3 * cluster_mev[order], eta[order], phi[order], np.zeros(first.size, np.bool_), showers.pdg_id[found_in],
-        showers.energy_gev[found_in],
+        showers.energy_gev[found_in], rho, readout=readout_text(showers), n_saturated=n_saturated.astype(np.int64),
     )  # fmt: skip
     return replace(found, is_matched=_match(found, showers, used))
 
@@ -613,9 +653,9 @@ def _positions(
     weight = np.maximum(used.log_weight + np.log(energy / total[cluster]), 0.0)
     norm = np.bincount(cluster, weight, total.size)
     # relative to the seed: phi may close within the cluster
-    from_seed = (eta - seed_eta[cluster], _turn(phi - seed_phi[cluster], detector))
+    from_seed = (eta - seed_eta[cluster], turned(phi - seed_phi[cluster], detector))
     mean = [np.bincount(cluster, weight * d, total.size) / np.where(norm > 0, norm, 1.0) for d in from_seed]
-    return seed_eta + mean[0], _turn(seed_phi + mean[1], detector)
+    return seed_eta + mean[0], turned(seed_phi + mean[1], detector)
 
 
 def _collect(
@@ -632,7 +672,7 @@ def _collect(
         first = np.repeat(left[starts], np.diff(np.append(starts, left.size)))  # clusters are sorted: the hardest of each shower
         can_start = et[first] >= used.least_et_gev
         left, first = left[can_start], first[can_start]
-        delta_phi = _turn(phi[left] - phi[first], detector)
+        delta_phi = turned(phi[left] - phi[first], detector)
         away = np.where(eta[first] < 0, -1.0, 1.0) * (eta[left] - eta[first])
         lower, upper = eta_window(energy_gev[left], eta[first], delta_phi)
         is_inside = (np.abs(delta_phi) < reach[left]) & (away > lower) & (away < upper) | (left == first)
@@ -654,7 +694,7 @@ def _match(found: Superclusters, showers: Showers, used: ClusterSettings) -> Boo
         pt_gev = found.energy_gev / np.cosh(eta)
         # a circle through the beam; what curls up arrives nowhere, a quarter of a turn is its limit
         bent = -np.arcsin(np.clip(charge * _BEND * used.field_tesla * radius_mm / (2.0 * pt_gev), -1.0, 1.0))
-    ahead = _turn(found.phi - phi, found.detector)
+    ahead = turned(found.phi - phi, found.detector)
     beyond = ahead - np.clip(ahead, np.minimum(bent, 0.0), np.maximum(bent, 0.0))
     near = np.flatnonzero(is_known & (np.hypot(found.eta - eta, beyond) < used.match_dr))
     order = near[np.lexsort((-found.raw_energy_gev[near], of[near]))]
@@ -677,8 +717,8 @@ def _face_radius_mm(detector: CrystalCalorimeter) -> float:
     return length_mm / (detector.n_phi * _phi_step(detector))
 
 
-def _turn(angle: FloatArray, detector: CrystalCalorimeter) -> FloatArray:
-    """Angles brought into [-pi, pi) where phi closes."""
+def turned(angle: FloatArray, detector: CrystalCalorimeter) -> FloatArray:
+    """Angles [rad] brought into [-pi, pi) where phi closes; as they are where it does not."""
     return np.asarray((angle + math.pi) % (2 * math.pi) - math.pi) if detector.is_phi_periodic else angle
 
 
@@ -686,8 +726,14 @@ def _offsets(object_of: IntArray, n_objects: int) -> IntArray:
     return np.concatenate([[0], np.cumsum(np.bincount(object_of, minlength=n_objects))]).astype(np.int64)
 
 
-def _rows(offsets: IntArray, index: IntArray) -> tuple[IntArray, IntArray]:
-    """Offsets of some rows, and the places of what they hold."""
+def rows_of(offsets: IntArray, index: IntArray) -> tuple[IntArray, IntArray]:
+    """Offsets of some rows, in the order asked for, and the places of what they hold.
+
+    Examples
+    --------
+    >>> [found.tolist() for found in rows_of(np.array([0, 2, 5]), np.array([1, 0]))]
+    [[0, 3, 5], [2, 3, 4, 0, 1]]
+    """
     n = np.diff(offsets)[index]
     start = np.concatenate([[0], np.cumsum(n)]).astype(np.int64)
     return start, np.repeat(offsets[index] - start[:-1], n) + np.arange(start[-1])

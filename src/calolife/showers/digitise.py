@@ -20,9 +20,12 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 # one stream of random numbers per purpose: adding a step to the readout moves no number of another
-_PILEUP_NUMBER, _PILEUP_PICK, _PHOTONS, _NOISE, _GAP, _TAIL, _HOT, _CELLS = range(8)
+_PILEUP_NUMBER, _PILEUP_PICK, _PHOTONS, _NOISE, _GAP, _TAIL, _HOT, _CELLS, _PILEUP_MEAN = range(9)
 _MOST_RECHITS = 200_000_000  # chosen: 1.6 GB of columns; more is for a stream of parts
-_BLOCK_RECHITS = 2_000_000  # chosen: about 200 MB of intermediate columns
+_BLOCK_RECHITS = 200_000  # chosen: intermediate columns mostly stay in the cache of a processor
+_GRID_CELLS = 500_000  # chosen: overlaid hits are summed in a grid of 4 MB; more cells than that are sorted
+_NOISE_SHARE = 0.6  # chosen: of the threshold, left to noise where a cell is dropped unread; 1 % is read all the same
+_LEFT_OVER = 0.01  # chosen: upper tail of the light of a cell that is dropped unread
 _NORMAL_ABOVE = 1e5  # chosen: skewness 1/sqrt(mean) is corrected for; what is left is under 1e-3 of the width
 
 
@@ -34,7 +37,7 @@ class _Settings:
     hot: IntArray
     hot_mev: float
     pileup: Showers | None
-    pileup_mean: float
+    pileup_mean: tuple[float, float]
 
 
 def digitise(
@@ -47,7 +50,7 @@ def digitise(
     hot: ArrayLike = (),
     hot_mev: float = 1.0,
     pileup: Showers | None = None,
-    pileup_mean: float = 0.0,
+    pileup_mean: float | tuple[float, float] = 0.0,
 ) -> Showers:
     """What the readout makes of visible energy.
 
@@ -68,19 +71,20 @@ def digitise(
     hot_mev : float [MeV]
     pileup : Showers, optional
         Simhits of the same detector to draw overlaid showers from. They should not be the showers themselves.
-    pileup_mean : float
-        Mean number of overlaid showers, Poisson.
+    pileup_mean : float or (float, float)
+        Mean number of overlaid showers, Poisson; a pair is a range from which each shower draws its mean, flat.
 
     Returns
     -------
     Showers
-        Rechits, with the truth of the showers (not of the pileup).
+        Rechits, with the truth of the showers (not of the pileup). Of a range of means, `origin` tells the middle as
+        ``pileup_mean`` and its ends.
 
     Raises
     ------
     ValueError
-        Rechits given; a cell out of range, or dead and hot at once; pileup of another detector or kind; noise without
-        a threshold on so many cells that the result would not fit in memory.
+        Rechits given; a cell out of range, or dead and hot at once; pileup of another detector or kind; a mean below 0 or
+        a range that does not rise; noise without a threshold on so many cells that the result would not fit in memory.
 
     Notes
     -----
@@ -117,15 +121,16 @@ def digitise(
         raise ValueError(f"cell {int(hot_cells[is_dead[hot_cells]][0])} is both dead and hot; take it out of one list")
     if not (np.isfinite(hot_mev) and hot_mev > 0):
         raise ValueError(f"hot_mev = {hot_mev} must be finite and > 0")
-    _check_pileup(showers, pileup, pileup_mean)
-    n_expected = _expected_rechits(showers, used, pileup, pileup_mean)
+    means = _check_pileup(showers, pileup, pileup_mean)
+    mean = 0.5 * (means[0] + means[1])
+    n_expected = _expected_rechits(showers, used, pileup, mean)
     if n_expected > _MOST_RECHITS:
         raise ValueError(
-            f"noise of {used.noise_mev} MeV, a threshold of {used.threshold_mev} MeV and {pileup_mean:g} overlaid showers make "
+            f"noise of {used.noise_mev} MeV, a threshold of {used.threshold_mev} MeV and {mean:g} overlaid showers make "
             f"{n_expected:.2g} rechits of {showers.n_showers} showers with {n_cells} cells; at most {_MOST_RECHITS:.0e} fit: raise "
             "the threshold, overlay fewer, or digitise in parts (first=)"
         )
-    settings = _Settings(used, seed, is_dead, hot_cells, hot_mev, pileup if pileup_mean > 0 else None, pileup_mean)
+    settings = _Settings(used, seed, is_dead, hot_cells, hot_mev, pileup if means[1] > 0 else None, means)
     parts = [_read_out(part, at, settings) for at, part in _blocks(showers, settings, first)]
     n_hit = np.concatenate([np.zeros(0, np.int64), *(n for n, _, _ in parts)])
     return replace(
@@ -140,7 +145,8 @@ def digitise(
             "digitise_seed": seed,
             "n_dead": int(is_dead.sum()),
             "n_hot": hot_cells.size,
-            "pileup_mean": float(pileup_mean),
+            "pileup_mean": mean,
+            **({} if means[0] == means[1] else {"pileup_mean_low": means[0], "pileup_mean_high": means[1]}),
         },
     )
 
@@ -204,13 +210,18 @@ def _cells(cells: ArrayLike, name: str, n_cells: int) -> IntArray:
     return found.astype(np.int64)
 
 
-def _check_pileup(showers: Showers, pileup: Showers | None, mean: float) -> None:
-    if not (np.isfinite(mean) and mean >= 0):
-        raise ValueError(f"pileup_mean = {mean} must be finite and >= 0")
+def _check_pileup(showers: Showers, pileup: Showers | None, mean: float | tuple[float, float]) -> tuple[float, float]:
+    """Lowest and highest mean."""
+    ends = np.atleast_1d(np.asarray(mean, dtype=np.float64))
+    if ends.shape not in ((1,), (2,)) or not (np.isfinite(ends).all() and (ends >= 0).all()):
+        raise ValueError(f"pileup_mean = {mean} must be finite and >= 0, or two such numbers")
+    if ends.size == 2 and not ends[0] < ends[1]:
+        raise ValueError(f"pileup_mean = {mean} is no range; it must rise: (0, 60)")
+    low, high = float(ends[0]), float(ends[-1])
     if pileup is None:
-        if mean > 0:
+        if high > 0:
             raise ValueError(f"pileup_mean = {mean} needs showers to draw from; give pileup=")
-        return
+        return low, high
     if pileup.kind != "simhit":
         raise ValueError(f"the pileup sample holds {pileup.kind}s; overlay simhits, the readout comes after")
     if pileup.n_showers == 0:
@@ -220,12 +231,13 @@ def _check_pileup(showers: Showers, pileup: Showers | None, mean: float) -> None
             f"the pileup was made in detector {pileup.detector.name!r} ({pileup.detector.digest[:8]}), "
             f"the showers in {showers.detector.name!r} ({showers.detector.digest[:8]}); make both in one detector"
         )
+    return low, high
 
 
 def _blocks(showers: Showers, s: _Settings, first: int) -> Iterator[tuple[IntArray, Showers]]:
     """Numbers and showers of parts that fit in memory; where the cuts are does not matter."""
     n = showers.n_showers
-    per_shower = max(1.0, _expected_rechits(showers, s.readout, s.pileup, s.pileup_mean) / max(n, 1))
+    per_shower = max(1.0, _expected_rechits(showers, s.readout, s.pileup, sum(s.pileup_mean) / 2) / max(n, 1))
     step = max(1, int(_BLOCK_RECHITS / per_shower))
     for start in range(0, n, step):
         stop = min(start + step, n)
@@ -238,9 +250,14 @@ def _read_out(showers: Showers, number: IntArray, s: _Settings) -> tuple[IntArra
     key = showers.shower_index * n_cells + showers.cell
     energy = showers.energy_mev.astype(np.float64)
     if s.pileup is not None:
-        overlaid, overlaid_mev = _overlay(s.pileup, number, s)
-        key, energy = sum_by_key(np.concatenate([key, overlaid]), np.concatenate([energy, overlaid_mev]))
-    is_alive = ~s.is_dead[key % n_cells]
+        key, energy = _with_pileup(key, energy, s.pileup, number, s)
+    shower = key // n_cells
+    cell = key - shower * n_cells
+    is_alive = ~s.is_dead[cell]
+    lifted = np.zeros(0, np.int64)
+    if readout.noise_mev > 0 and readout.threshold_mev > 0:
+        lifted = _lifted_cells(number, n_cells, _tail(readout), s.seed)
+        is_alive &= ~_is_surely_dropped(shower, cell, energy, lifted, number, n_cells, s)
     key, energy = key[is_alive], energy[is_alive]
     if readout.light_yield_pe_per_mev > 0:
         light = _uniform(s.seed, _PHOTONS, number[key // n_cells], key % n_cells)
@@ -248,7 +265,7 @@ def _read_out(showers: Showers, number: IntArray, s: _Settings) -> tuple[IntArra
     # a cell whose light gave no photo-electron is an empty cell to the electronics
     key, energy = key[energy > 0], np.minimum(energy[energy > 0], readout.saturation_mev)
     if readout.noise_mev > 0:
-        key, energy = _add_noise(key, energy, number, n_cells, s)
+        key, energy = _add_noise(key, energy, lifted, number, n_cells, s)
     if readout.threshold_mev > 0:
         key, energy = key[energy >= readout.threshold_mev], energy[energy >= readout.threshold_mev]
     if s.hot.size:
@@ -260,18 +277,69 @@ def _read_out(showers: Showers, number: IntArray, s: _Settings) -> tuple[IntArra
     return n_hit, (key % n_cells).astype(np.int32), energy.astype(np.float32)
 
 
-def _overlay(pileup: Showers, number: IntArray, s: _Settings) -> tuple[IntArray, FloatArray]:
-    """Hits of the overlaid showers: key (shower x cells + cell) and energy."""
-    draw = _uniform(s.seed, _PILEUP_NUMBER, number, np.zeros(1, np.int64))
-    n_overlaid = _poisson(draw, np.full(number.size, s.pileup_mean)).astype(np.int64)
+def _with_pileup(key: IntArray, energy: FloatArray, pileup: Showers, number: IntArray, s: _Settings) -> tuple[IntArray, FloatArray]:
+    """Hits with those of the overlaid showers: key (shower x cells + cell, rising) and energy."""
+    zero = np.zeros(1, np.int64)
+    low, high = s.pileup_mean
+    mean = np.full(number.size, low)
+    if low < high:
+        mean = low + (high - low) * _uniform(s.seed, _PILEUP_MEAN, number, zero)
+    n_overlaid = _poisson(_uniform(s.seed, _PILEUP_NUMBER, number, zero), mean).astype(np.int64)
+    first = np.concatenate([[0], np.cumsum(n_overlaid)])  # (shower + 1,)
     shower = np.repeat(np.arange(number.size), n_overlaid)
-    turn = np.arange(shower.size) - np.repeat(np.cumsum(n_overlaid) - n_overlaid, n_overlaid)
+    turn = np.arange(shower.size) - first[shower]
     drawn = (_uniform(s.seed, _PILEUP_PICK, number[shower], turn) * pileup.n_showers).astype(np.int64)
-    picked = pileup.select(drawn)
-    return shower[picked.shower_index] * pileup.detector.n_cells + picked.cell, picked.energy_mev.astype(np.float64)
+    n_hit = np.diff(pileup.offsets)[drawn]
+    end = np.concatenate([[0], np.cumsum(n_hit)])  # (overlaid + 1,)
+    hit = np.repeat(pileup.offsets[drawn] - end[:-1], n_hit) + np.arange(end[-1])
+    n_cells = pileup.detector.n_cells
+    overlaid = np.repeat(shower * n_cells, n_hit) + pileup.cell[hit]
+    overlaid_mev = pileup.energy_mev[hit].astype(np.float64)
+    if n_cells > _GRID_CELLS:
+        return sum_by_key(np.concatenate([key, overlaid]), np.concatenate([energy, overlaid_mev]))
+    # a few showers at a time in a grid; a cell's own energy first, then what is laid over it in turn: cuts do not show
+    step = max(1, _GRID_CELLS // n_cells)
+    keys, energies = [], []
+    for start in range(0, number.size, step):
+        stop = min(start + step, number.size)
+        own = slice(*np.searchsorted(key, [start * n_cells, stop * n_cells]))
+        over = slice(end[first[start]], end[first[stop]])
+        place = np.concatenate([key[own], overlaid[over]]) - start * n_cells
+        total = np.bincount(place, np.concatenate([energy[own], overlaid_mev[over]]), (stop - start) * n_cells)
+        found = np.flatnonzero(total)
+        keys.append(found + start * n_cells)
+        energies.append(total[found])
+    return np.concatenate(keys), np.concatenate(energies)
 
 
-def _add_noise(key: IntArray, energy: FloatArray, number: IntArray, n_cells: int, s: _Settings) -> tuple[IntArray, FloatArray]:
+def _is_surely_dropped(
+    shower: IntArray, cell: IntArray, energy: FloatArray, lifted: IntArray, number: IntArray, n_cells: int, s: _Settings
+) -> NDArray[np.bool_]:
+    """Hits that no photo-electrons and no noise lift above the threshold, told from bounds alone: nearly all of those of pileup."""
+    readout = s.readout
+    light_yield, most_mev = readout.light_yield_pe_per_mev, (1.0 - _NOISE_SHARE) * readout.threshold_mev
+    if light_yield > 0:
+        # Bernstein's inequality: more than mean + x photo-electrons with at most exp(-x^2 / (2 mean + 2 x / 3))
+        tail, most = -np.log(_LEFT_OVER), light_yield * most_mev
+        most_mev = (most + 2 * tail / 3 - np.sqrt(4 * tail**2 / 9 + 2 * tail * most)) / light_yield
+    small = np.flatnonzero(energy < min(most_mev, _NORMAL_ABOVE / max(light_yield, 1e-300)))
+    if light_yield > 0:
+        small = small[_uniform_of(s.seed, _PHOTONS, number, shower[small], cell[small]) < 1.0 - _LEFT_OVER]
+    below = float(ndtr(_NOISE_SHARE * readout.threshold_mev / readout.noise_mev))
+    small = small[_uniform_of(s.seed, _NOISE, number, shower[small], cell[small]) < below]
+    is_dropped = np.zeros(energy.size, np.bool_)
+    is_dropped[small] = True
+    # whether noise alone may fire a cell depends on whether it has light: that is read
+    key = shower * n_cells + cell
+    if key.size:
+        place = np.minimum(np.searchsorted(key, lifted), key.size - 1)
+        is_dropped[place[key[place] == lifted]] = False
+    return is_dropped
+
+
+def _add_noise(
+    key: IntArray, energy: FloatArray, lifted: IntArray, number: IntArray, n_cells: int, s: _Settings
+) -> tuple[IntArray, FloatArray]:
     readout = s.readout
     if readout.threshold_mev == 0:  # no zero suppression: every living cell is read
         alive = np.flatnonzero(~s.is_dead)
@@ -280,14 +348,12 @@ def _add_noise(key: IntArray, energy: FloatArray, number: IntArray, n_cells: int
         read[np.searchsorted(every, key)] = energy
         return every, read + readout.noise_mev * _normal(s.seed, number[every // n_cells], every % n_cells)
     energy = energy + readout.noise_mev * _normal(s.seed, number[key // n_cells], key % n_cells)
-    tail = _tail(readout)
-    lifted = _lifted_cells(number, n_cells, tail, s.seed)
     lifted = lifted[~s.is_dead[lifted % n_cells]]
     if key.size:  # cells with a hit have had their noise
         place = np.minimum(np.searchsorted(key, lifted), key.size - 1)
         lifted = lifted[key[place] != lifted]
     draw = _uniform(s.seed, _TAIL, number[lifted // n_cells], lifted % n_cells)
-    lifted_mev = np.maximum(-readout.noise_mev * ndtri(draw * tail), readout.threshold_mev)
+    lifted_mev = np.maximum(-readout.noise_mev * ndtri(draw * _tail(readout)), readout.threshold_mev)
     return sum_by_key(np.concatenate([key, lifted]), np.concatenate([energy, lifted_mev]))
 
 
@@ -312,10 +378,22 @@ def _lifted_cells(number: IntArray, n_cells: int, tail: float, seed: int) -> Int
 
 def _uniform(seed: int, purpose: int, number: IntArray, index: IntArray) -> FloatArray:
     """Uniform numbers in (0, 1), a hash of their four coordinates; number and index are broadcast."""
+    return _draw(_streams(seed, purpose, number), index)
+
+
+def _uniform_of(seed: int, purpose: int, number: IntArray, shower: IntArray, index: IntArray) -> FloatArray:
+    """The same for ``number[shower]``: each shower is hashed once."""
+    return _draw(_streams(seed, purpose, number)[shower], index)
+
+
+def _streams(seed: int, purpose: int, number: IntArray) -> NDArray[np.uint64]:
     golden = np.uint64(GOLDEN)
     start = scrambled(np.array([seed], dtype=np.uint64) + np.array([purpose + 1], dtype=np.uint64) * golden)
-    stream = scrambled(start + number.astype(np.uint64) * golden)
-    return unit_interval(scrambled(stream + (index.astype(np.uint64) + np.uint64(1)) * golden))
+    return scrambled(start + number.astype(np.uint64) * golden)
+
+
+def _draw(stream: NDArray[np.uint64], index: IntArray) -> FloatArray:
+    return unit_interval(scrambled(stream + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN)))
 
 
 def _normal(seed: int, number: IntArray, index: IntArray) -> FloatArray:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import awkward as ak
     import pandas as pd
 
-__all__ = ["PDG", "UNKNOWN_PARTICLE", "Detector", "Showers", "rotate90", "sum_by_key"]
+__all__ = ["PDG", "UNKNOWN_PARTICLE", "Detector", "Showers", "readout_text", "rotate90", "sum_by_key"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -450,6 +450,22 @@ def rotate90(showers: Showers) -> Showers:
         showers, cell=turned[order].astype(np.int32), energy_mev=showers.energy_mev[order],
         position_mm=showers.position_mm @ quarter.T, direction=showers.direction @ quarter.T,
     )  # fmt: skip
+
+
+def readout_text(showers: Showers) -> str:
+    """Kind and readout in words that a remark can quote; the same text for the same readout."""
+    if showers.readout is None:
+        return f"{showers.kind}s"
+    record = showers.readout
+    told = [
+        f"{what} {value:.10g} {unit}"
+        for what, value, unit in (
+            ("light yield", record.light_yield_pe_per_mev, "/ MeV"), ("noise", record.noise_mev, "MeV"),
+            ("threshold", record.threshold_mev, "MeV"), ("saturation", record.saturation_mev, "MeV"),
+        )
+        if value not in (0.0, np.inf)
+    ]  # fmt: skip
+    return f"{showers.kind}s of {', '.join(told) or 'an ideal readout'}"
 
 
 def _pandas() -> Any:

@@ -31,12 +31,19 @@ if TYPE_CHECKING:
 __all__ = [
     "SHOWERS_FILE",
     "LayerSums",
+    "beside",
+    "checked",
     "count_showers",
+    "flush_columns",
     "holds_layer_sums",
     "iter_showers",
+    "new_columns",
+    "open_hdf5",
     "read_layer_sums",
     "read_showers",
+    "stored_detector",
     "write_calochallenge",
+    "write_detector",
     "write_root",
     "write_showers",
 ]
@@ -113,17 +120,11 @@ def write_showers(path: str | Path, showers: Showers | Iterable[Showers]) -> int
 
     parts, n_hits = _one_sample(showers), 0
     first = next(parts)
-    with _beside(Path(path)) as partial, h5py.File(partial, "w") as file:
-        columns: dict[str, h5py.Dataset] = {}
+    with beside(Path(path)) as partial, h5py.File(partial, "w") as file:
         sizes: dict[str, tuple[str, tuple[int, ...], int]] = {"offsets": ("i8", (), _SHOWERS_PER_CHUNK)}
         sizes |= {name: (dtype, (), _HITS_PER_CHUNK) for name, dtype in _HIT_COLUMNS.items()}
         sizes |= {name: (dtype, shape, _SHOWERS_PER_CHUNK) for name, (dtype, shape) in _TRUTH_COLUMNS.items()}
-        for name, (dtype, shape, chunk) in sizes.items():
-            columns[name] = file.create_dataset(
-                name, shape=(0, *shape), maxshape=(None, *shape), chunks=(chunk, *shape), dtype=dtype,
-                compression="gzip", compression_opts=_GZIP, shuffle=True, fletcher32=True,
-            )  # fmt: skip
-        # whole chunks only, so that the file does not show how the sample was cut
+        columns = new_columns(file, sizes)
         waiting: dict[str, list[NDArray[Any]]] = {name: [] for name in columns}
         waiting["offsets"].append(np.zeros(1, np.int64))
         n_showers, origin = 0, first.origin
@@ -133,12 +134,11 @@ def write_showers(path: str | Path, showers: Showers | Iterable[Showers]) -> int
                 waiting[name].append(getattr(block, name))
             n_showers, n_hits = n_showers + block.n_showers, n_hits + block.n_hits
             origin = _shared(origin, block.origin)
-            _flush(columns, waiting)
-        _flush(columns, waiting, is_last=True)
-        text = to_toml(first.detector).encode()
-        file.create_dataset("detector", data=np.array(text, dtype=h5py.string_dtype("utf-8", len(text))))
+            flush_columns(columns, waiting)
+        flush_columns(columns, waiting, is_last=True)
+        write_detector(file, first.detector)
         record = _record(first, origin)
-        del record["detector"]  # a data set of its own: an attribute holds 64 kB at most
+        del record["detector"]  # written above
         for name, value in record.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, dict) or value is None else value
         file.attrs["n_showers"], file.attrs["n_hits"] = n_showers, n_hits
@@ -238,7 +238,7 @@ def holds_layer_sums(path: str | Path) -> bool:
 
     if not (Path(path).is_file() and h5py.is_hdf5(path)):
         return False
-    with _hdf5(Path(path)) as file:
+    with open_hdf5(Path(path)) as file:
         return _is_layer_sums(file) and not np.array_equal(file.attrs.get("format"), _FORMAT)
 
 
@@ -250,7 +250,7 @@ def read_layer_sums(path: str | Path) -> LayerSums:
     FileFormatError
         As `read_showers`.
     """
-    with _hdf5(Path(path)) as file:
+    with open_hdf5(Path(path)) as file:
         if _is_layer_sums(file):
             found = LayerSums(
                 np.asarray(file["layer_energy_mev"][()], dtype=np.float64),
@@ -301,7 +301,7 @@ def write_calochallenge(path: str | Path, showers: Showers | Iterable[Showers]) 
     first, n_showers = next(parts), 0
     n_cells = first.detector.n_cells
     step = max(1, _DENSE_BYTES // (4 * n_cells))
-    with _beside(Path(path)) as partial, h5py.File(partial, "w") as file:
+    with beside(Path(path)) as partial, h5py.File(partial, "w") as file:
         energy = file.create_dataset(
             "incident_energies", shape=(0, 1), maxshape=(None, 1), chunks=(_SHOWERS_PER_CHUNK, 1), dtype="f8", compression="gzip"
         )
@@ -354,7 +354,7 @@ def write_root(path: str | Path, showers: Showers | Iterable[Showers]) -> int:
     n_showers, origin = 0, first.origin
     types: dict[str, Any] = {"cell": "var * int32", "energy_mev": "var * float32"}
     types |= {name: np.dtype(dtype) for name, dtype in _flat_types().items()}
-    with _beside(Path(path)) as partial, uproot.recreate(partial) as file:
+    with beside(Path(path)) as partial, uproot.recreate(partial) as file:
         tree = file.mktree(_TREE, types)
         for block in _blocks(first, parts, size=_SHOWERS_PER_CHUNK):
             n_hit = np.diff(block.offsets)
@@ -367,7 +367,7 @@ def write_root(path: str | Path, showers: Showers | Iterable[Showers]) -> int:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """A name to write to, renamed to `path` when all went well and removed when not."""
     if not path.parent.is_dir():  # uproot would make one, HDF5 tells it in five clauses
         raise FileNotFoundError(errno.ENOENT, "no such directory; make it first", str(path.parent))
@@ -387,14 +387,14 @@ def _one_sample(showers: Showers | Iterable[Showers]) -> Iterator[Showers]:
     if first is None:
         raise ValueError("no showers to write; give at least one part, it may be empty")
 
-    def checked() -> Iterator[Showers]:
+    def each() -> Iterator[Showers]:
         yield first
         ends = first.between(0, 0)
         for part in parts:
             Showers.concatenate([ends, part.between(0, 0)])  # refuses another detector, kind or readout
             yield part
 
-    return checked()
+    return each()
 
 
 def _blocks(first: Showers, parts: Iterator[Showers], *, size: int) -> Iterator[Showers]:
@@ -420,7 +420,27 @@ def _shared(origin: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
     return {k: v for k, v in origin.items() if k in other and other[k] == v}
 
 
-def _flush(columns: Mapping[str, h5py.Dataset], waiting: dict[str, list[NDArray[Any]]], *, is_last: bool = False) -> None:
+def new_columns(file: h5py.File, sizes: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, h5py.Dataset]:
+    """Empty columns in a file being written, of a type, a shape beside their length, and a length of chunks."""
+    return {
+        name: file.create_dataset(
+            name, shape=(0, *shape), maxshape=(None, *shape), chunks=(chunk, *shape), dtype=dtype,
+            compression="gzip", compression_opts=_GZIP, shuffle=True, fletcher32=True,
+        )
+        for name, (dtype, shape, chunk) in sizes.items()
+    }  # fmt: skip
+
+
+def write_detector(file: h5py.File, detector: Detector) -> None:
+    """The detector as TOML in a data set of its own: an attribute holds 64 kB at most."""
+    import h5py
+
+    text = to_toml(detector).encode()
+    file.create_dataset("detector", data=np.array(text, dtype=h5py.string_dtype("utf-8", len(text))))
+
+
+def flush_columns(columns: Mapping[str, h5py.Dataset], waiting: dict[str, list[NDArray[Any]]], *, is_last: bool = False) -> None:
+    """Write what waits for each column: whole chunks only, so that the file does not show how the sample was cut; at the end all."""
     for name, column in columns.items():
         chunk = column.chunks[0]
         n = sum(len(a) for a in waiting[name])
@@ -468,20 +488,20 @@ def _opened(path: Path, detector: Detector | None) -> AbstractContextManager[_So
 
 
 @contextmanager
-def _hdf5(path: Path) -> Iterator[h5py.File]:
-    """The open file; what HDF5 finds wrong with it is told in one line."""
+def open_hdf5(path: Path, *, name: str = SHOWERS_FILE, what: str = "showers", maker: str = "calolife showers") -> Iterator[h5py.File]:
+    """The open file, or the one of that name in a run directory; what HDF5 finds wrong with it is told in one line."""
     import h5py
 
     if path.is_dir():
-        if not (path / SHOWERS_FILE).is_file():
-            raise FileFormatError(f"{path} has no {SHOWERS_FILE}; give a file of showers, or a run of 'calolife showers'")
-        path = path / SHOWERS_FILE
+        if not (path / name).is_file():
+            raise FileFormatError(f"{path} has no {name}; give a file of {what}, or a run of '{maker}'")
+        path = path / name
     if not path.is_file():
         hint = path.with_name(path.name + ".partial")
-        what = f"{hint} is unfinished: repeat its command to go on" if hint.exists() else "give a file or a run directory"
-        raise FileFormatError(f"no showers at {path}; {what}")
+        hint_text = f"{hint} is unfinished: repeat its command to go on" if hint.exists() else "give a file or a run directory"
+        raise FileFormatError(f"no {what} at {path}; {hint_text}")
     if not h5py.is_hdf5(path):
-        raise FileFormatError(f"{path} is not HDF5; give a file that 'calolife showers' wrote, or convert it")
+        raise FileFormatError(f"{path} is not HDF5; give a file that '{maker}' wrote, or convert it")
     try:
         with h5py.File(path, "r") as file:
             yield file
@@ -496,7 +516,7 @@ def _hdf5(path: Path) -> Iterator[h5py.File]:
 def _opened_hdf5(path: Path, detector: Detector | None) -> Iterator[_Source]:
     import h5py
 
-    with _hdf5(path) as file:
+    with open_hdf5(path) as file:
         columns = {name for name in file if isinstance(file.get(name), h5py.Dataset)}
         if np.array_equal(file.attrs.get("format"), _FORMAT):
             source = _ours(file, path, detector)
@@ -527,7 +547,7 @@ def _ours(file: h5py.File, path: Path, detector: Detector | None) -> _Source:
         raise FileFormatError(f"{path} is damaged: {missing[0]} is missing; make it again")
     record = {name: file.attrs.get(name) for name in ("version", "kind", "detector_digest")}
     record |= {name: _json(file.attrs.get(name), path) for name in ("readout", "origin")}
-    text = _checked(path, lambda: bytes(file["detector"][()]).decode())
+    text = checked(path, lambda: bytes(file["detector"][()]).decode())
     here, common = _common({**record, "detector": text}, path, detector)
     n_showers = file["offsets"].shape[0] - 1
     if n_showers < 0 or any(file[name].shape[0] != n_showers for name in _TRUTH_COLUMNS):
@@ -536,7 +556,7 @@ def _ours(file: h5py.File, path: Path, detector: Detector | None) -> _Source:
     def read(start: int, stop: int) -> Showers:
         offsets, hits = _part(file, start, stop, path)
         columns = {name: file[name][start:stop] for name in _TRUTH_COLUMNS}
-        return _checked(path, lambda: Showers(here, offsets, hits["cell"], hits["energy_mev"], **columns, **common))
+        return checked(path, lambda: Showers(here, offsets, hits["cell"], hits["energy_mev"], **columns, **common))
 
     return _Source(n_showers, read)
 
@@ -563,7 +583,7 @@ def _sparse(file: h5py.File, path: Path, detector: Detector | None) -> _Source:
         offsets, hits = _part(file, start, stop, path)
         unknown = np.full((stop - start, 3), np.nan)
         truth = np.full(stop - start, pdg_id), file["true_energy_gev"][start:stop], unknown, unknown
-        return _checked(path, lambda: Showers(here, offsets, hits["cell"], hits["energy_mev"], *truth, origin=origin))
+        return checked(path, lambda: Showers(here, offsets, hits["cell"], hits["energy_mev"], *truth, origin=origin))
 
     return _Source(file["offsets"].shape[0] - 1, read)
 
@@ -606,7 +626,7 @@ def _dense(file: h5py.File, path: Path, detector: Detector | None) -> _Source:
             energy.append(voxels[i, j])
         incident = np.asarray(file["incident_energies"][start:stop], dtype=np.float64).ravel() / 1000.0
         made = (np.concatenate(a) for a in (shower, cell, energy))
-        return _checked(path, lambda: Showers.from_hits(detector, *made, pdg_id=UNKNOWN_PARTICLE, energy_gev=incident))
+        return checked(path, lambda: Showers.from_hits(detector, *made, pdg_id=UNKNOWN_PARTICLE, energy_gev=incident))
 
     return _Source(n_showers, read)
 
@@ -634,7 +654,7 @@ def _opened_root(path: Path, detector: Detector | None) -> Iterator[_Source]:
                 for name, (_, shape) in _TRUTH_COLUMNS.items()
             }
             offsets = np.concatenate([[0], np.cumsum(ak.to_numpy(ak.num(found["cell"])), dtype=np.int64)])
-            return _checked(path, lambda: Showers(here, offsets, hits["cell"], hits["energy_mev"], **truth, **common))
+            return checked(path, lambda: Showers(here, offsets, hits["cell"], hits["energy_mev"], **truth, **common))
 
         yield _Source(int(tree.num_entries), read)
 
@@ -668,23 +688,30 @@ def _json(text: Any, path: Path) -> dict[str, Any] | None:
 
 def _common(record: Mapping[str, Any], path: Path, detector: Detector | None) -> tuple[Detector, dict[str, Any]]:
     """Detector, and what all showers of a file share."""
-    if str(record.get("version")) != str(_VERSION):
-        raise FileFormatError(f"{path} has version {record.get('version')} of the format, this calolife reads {_VERSION}; update calolife")
-    here = _checked(path, lambda: from_toml(str(record["detector"])))
+    here = stored_detector(record, path, version=_VERSION, detector=detector)
+    readout = None
+    if record.get("readout") is not None:
+        stored = {f.name: record["readout"].get(f.name) for f in fields(Readout)}
+        readout = checked(path, lambda: Readout(**{k: math.inf if v is None else float(v) for k, v in stored.items()}))
+    return here, {"kind": str(record["kind"]), "readout": readout, "origin": dict(record["origin"] or {})}
+
+
+def stored_detector(record: Mapping[str, Any], path: Path, *, version: int, detector: Detector | None) -> Detector:
+    """Detector of a file, with the version of its format and the detector's digest checked, and that it is the one asked for."""
+    if str(record.get("version")) != str(version):
+        raise FileFormatError(f"{path} has version {record.get('version')} of the format, this calolife reads {version}; update calolife")
+    here = checked(path, lambda: from_toml(str(record["detector"])))
     if here.digest != record["detector_digest"]:
         raise FileFormatError(f"{path} is damaged: its detector {here.name!r} is not the one its digest names; make it again")
     if detector is not None and detector.digest != here.digest:
         raise FileFormatError(
             f"{path} was made in detector {here.name!r} ({here.digest[:8]}), not in {detector.name!r} ({detector.digest[:8]}); leave it out"
         )
-    readout = None
-    if record.get("readout") is not None:
-        stored = {f.name: record["readout"].get(f.name) for f in fields(Readout)}
-        readout = _checked(path, lambda: Readout(**{k: math.inf if v is None else float(v) for k, v in stored.items()}))
-    return here, {"kind": str(record["kind"]), "readout": readout, "origin": dict(record["origin"] or {})}
+    return here
 
 
-def _checked(path: Path, make: Callable[[], T]) -> T:
+def checked(path: Path, make: Callable[[], T]) -> T:
+    """What `make` makes of the contents of a file; what it refuses is damage."""
     try:
         return make()
     except FileFormatError:

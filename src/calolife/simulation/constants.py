@@ -31,6 +31,13 @@ class Constants(NamedTuple):
     em_core: float
     em_tail: float
     em_radius_e: float
+    em_core_h: float
+    em_tail_h: float
+    em_radius_e_h: float
+    em_radius_h: float
+    em_gap_slope: float
+    em_gap_growth: float
+    em_gap_loss: float
     em_quench: float
     em_emip: float
     em_emip_z: float

@@ -105,7 +105,18 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     deepest = t_max + (8.0 + 6.0 * math.sqrt(alpha)) / rate
 
     forward = cosine > 0.0
-    depth = (st.depth_x0[last] - origin if forward else origin) / abs(cosine)
+    end = st.depth_x0[last]  # what lies behind a gap that was flown along is missed at the back
+    has_gaps, per_x0 = forward and len(st.before_x) > 1, (st.z[last] - st.z[0]) / (st.depth_x0[last] - st.depth_x0[0])
+    before_x, before_y, half_x, half_y = st.before_x, st.before_y, st.cells.half_x, st.cells.half_y
+    n_x, n_y, is_wrapped = len(before_x) - 1, len(before_y) - 1, st.cells.is_wrapped
+    per_crystal, around = 0.5 * n_x / half_x, before_y[n_y]
+    gap_loss, axis_x, axis_y, axis_before_x, axis_before_y = 0.0, 0, 0, 0.0, 0.0
+    if has_gaps:
+        end -= _flown_x0(c, st, x, y, z, ux / cosine, uy / cosine, origin, cosine, t_max)
+        if end <= origin:
+            budget[2] += energy
+            return n_touched
+    depth = (end - origin if forward else origin) / abs(cosine)
     inside = _inside(depth, deepest, alpha, rate, log_norm)
     budget[2] += energy * (1.0 - inside)
     # albedo, soft photons through the sides, binding energy: a small share always, a large one after a photonuclear reaction
@@ -122,7 +133,10 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     k1, k2, k3, k4 = 0.659 - 0.00309 * charge, 0.645, -2.59, 0.3585 + 0.0421 * log_e
     p1, p2, p3 = 2.632 - 0.00094 * charge, 0.401 + 0.00187 * charge, 1.313 - 0.0686 * log_e
     moliere = st.slabs[s].moliere
-    widening = 1.0 + c.em_radius_e * log_e
+    scale_core, scale_tail, widening = c.em_core, c.em_tail, 1.0 + c.em_radius_e * log_e
+    if frequency == 0.0:
+        scale_core, scale_tail = c.em_core_h, c.em_tail_h
+        widening = (1.0 + c.em_radius_e_h * log_e) * math.exp(c.em_radius_h * normal(state))
     alone = critical / energy  # an electron ionises before it multiplies
     seen = 0.0
     entered = energy
@@ -140,8 +154,10 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         if b <= 0.0:
             k += 1 if forward else -1
             continue
-        if a > deepest:
+        if a > deepest or (forward and st.parts[k].t_front >= end):
             break
+        if forward and st.parts[k].t_back > end:
+            b = (end - origin) / cosine
         a_in = max(a, 0.0)
         middle = 0.5 * (a_in + b)
         if b - a_in < 0.1:  # thin: the profile is flat across it
@@ -177,12 +193,18 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
         tail = k1 * (math.exp(k3 * (tau - k2)) + math.exp(k4 * (tau - k2)))
         q = (p2 - tau) / p3
         weight = min(max(p1 * math.exp(q - math.exp(q)), 0.0), 1.0)
-        core *= c.em_core * widening
-        tail *= c.em_tail * widening
+        core *= scale_core * widening
+        tail *= scale_tail * widening
         quench = 1.0 / (1.0 + st.slabs[layer_slab].birks * c.em_quench)
         z_hit = 0.5 * (st.z[layer_slab] + st.z[layer_slab + 1])
         x_axis, y_axis = x + ux / cosine * (z_hit - z), y + uy / cosine * (z_hit - z)
         rest = mean
+        if has_gaps:
+            gap_loss = c.em_gap_loss / max((end - st.parts[k].t_front) * per_x0, 1.0)
+            axis_x, axis_y = math.floor((x_axis + half_x) * per_crystal), math.floor((y_axis + half_y) * per_crystal)
+            turn = math.floor(axis_y / n_y) if is_wrapped else 0
+            axis_before_x = before_x[min(max(axis_x, 0), n_x)]
+            axis_before_y = before_y[min(max(axis_y - turn * n_y, 0), n_y)] + turn * around
         for i in range(n_spots):
             if is_sampling:
                 v = spot * gamma(state, st.parts[k].spot_shape) / st.parts[k].spot_shape
@@ -194,6 +216,14 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
             r = moliere * r_scale * math.sqrt(u / (1.0 - u))
             phi = 2.0 * math.pi * uniform(state)
             x_spot, y_spot = x_axis + r * math.cos(phi), y_axis + r * math.sin(phi)
+            # a soft shower has no width far behind its maximum: an endless radius, that no cell is at
+            if has_gaps and r < half_x + half_y:
+                i_x, i_y = math.floor((x_spot + half_x) * per_crystal), math.floor((y_spot + half_y) * per_crystal)
+                if (i_x != axis_x or i_y != axis_y) and 0 <= i_x < n_x:
+                    turn = math.floor(i_y / n_y) if is_wrapped else 0
+                    passed_y = before_y[min(max(i_y - turn * n_y, 0), n_y)] + turn * around
+                    # what flies along a gap leaves at the back
+                    v *= math.exp(-gap_loss * (abs(before_x[i_x] - axis_before_x) + abs(passed_y - axis_before_y)))
             after = deposit(st.cells, grid, touched, n_touched, st.parts[k].layer, x_spot, y_spot, v * quench)
             if after < 0:
                 continue
@@ -207,6 +237,39 @@ def electromagnetic_shower(state, c, st, grid, touched, n_touched, energy, is_ph
     else:
         budget[1] += energy * inside - seen
     return n_touched
+
+
+@njit
+def _flown_x0(c, st, x, y, z, slope_x, slope_y, origin, cosine, t_max):  # type: ignore[no-untyped-def]
+    """Depth [X0 along z] that a shower flies through in the gaps which its axis crosses.
+
+    A gap of width g takes a particle of slope s over g / s: along the axis before the shower spreads, less and less after.
+    """
+    cells = st.cells
+    size = 2.0 * cells.half_x / (len(st.before_x) - 1)
+    per_mm = (st.depth_x0[-1] - st.depth_x0[0]) / (st.z[-1] - st.z[0])
+    flown, length = 0.0, st.z[-1]
+    for side in range(2):
+        slope = slope_x if side == 0 else slope_y
+        if slope == 0.0:
+            continue
+        before = st.before_x if side == 0 else st.before_y
+        n = len(before) - 1
+        at = (x + cells.half_x if side == 0 else y + cells.half_y) / size
+        place = math.floor(at)
+        way = (place + 1 - at if slope > 0.0 else at - place) * size / abs(slope)  # along z to the first border
+        behind = place if slope > 0.0 else place - 1
+        while z + way + flown / per_mm < length:
+            if side == 1 and cells.is_wrapped:
+                behind %= n
+            if behind < 0 or behind >= n:
+                break
+            depth = (z + way) * per_mm / cosine - origin / cosine
+            spread = c.em_gap_slope * math.exp(min((depth - t_max) / c.em_gap_growth, 2.0))
+            flown += (before[behind + 1] - before[behind]) / math.sqrt(slope * slope + spread * spread) * per_mm
+            way += size / abs(slope)
+            behind += 1 if slope > 0.0 else -1
+    return flown
 
 
 @njit

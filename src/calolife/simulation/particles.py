@@ -175,7 +175,8 @@ def sample_particles(
     n: int,
     *,
     particle: str,
-    energy_gev: float | tuple[float, float],
+    energy_gev: float | tuple[float, float] | None = None,
+    pt_gev: float | tuple[float, float] | None = None,
     position_mm: tuple[float, float] | None = None,
     beam_spot_mm: float | None = None,
     angle_deg: float | tuple[float, float] = 0.0,
@@ -191,8 +192,11 @@ def sample_particles(
         Showers wanted.
     particle : str
         As `parse_particle` reads it.
-    energy_gev : float or (float, float) [GeV]
+    energy_gev : float or (float, float), optional [GeV]
         Kinetic energy; a pair is a range, flat in energy.
+    pt_gev : float or (float, float), optional [GeV]
+        Instead of it, for crystals: what of the kinetic energy is transverse, E / cosh(eta) at the eta that the particle
+        points to; a pair is a range, flat.
     position_mm : (float, float), optional [mm]
         Centre of the beam on the front face; the centre of the face when left out.
     beam_spot_mm : float, optional [mm]
@@ -211,7 +215,8 @@ def sample_particles(
     Raises
     ------
     ValueError
-        Numbers out of range, a range that does not rise, a beam beside the detector.
+        Numbers out of range, a range that does not rise, a beam beside the detector, not exactly one of energy and
+        transverse momentum, a transverse momentum where there is no eta.
 
     Notes
     -----
@@ -231,9 +236,14 @@ def sample_particles(
     if n < 1 or first < 0 or not 0 <= seed < 2**63:
         raise ValueError(f"n = {n}, first = {first}, seed = {seed}; n must be >= 1, the others >= 0, the seed below 2^63")
     codes, fractions = parse_particle(particle)
-    low_gev, high_gev = _range("energy_gev", energy_gev, unit="GeV")
+    name, given = ("energy_gev", energy_gev) if pt_gev is None else ("pt_gev", pt_gev)
+    if given is None or (energy_gev is not None and pt_gev is not None):
+        raise ValueError(f"energy_gev = {energy_gev} and pt_gev = {pt_gev}; give exactly one of them")
+    if pt_gev is not None and not isinstance(detector, CrystalCalorimeter):
+        raise ValueError(f"detector {detector.name!r} is made of layers and has no eta; give energy_gev, not pt_gev")
+    low_gev, high_gev = _range(name, given, unit="GeV")
     if low_gev <= 0:
-        raise ValueError(f"energy_gev = {low_gev:g} GeV; a kinetic energy must be > 0")
+        raise ValueError(f"{name} = {low_gev:g} GeV; a {'kinetic energy' if pt_gev is None else 'transverse momentum'} must be > 0")
     low_deg, high_deg = _range("angle_deg", angle_deg, unit="degrees")
     if low_deg < 0 or high_deg >= 90:
         raise ValueError(f"angle_deg = {low_deg:g} to {high_deg:g} degrees; the angle to the z axis must lie in 0 to below 90")
@@ -246,10 +256,12 @@ def sample_particles(
     theta = np.radians(low_deg + (high_deg - low_deg) * u[:, 4])
     azimuth = 2 * np.pi * u[:, 5]
     direction = np.stack([np.sin(theta) * np.cos(azimuth), np.sin(theta) * np.sin(azimuth), np.cos(theta)], axis=1)
-    return Particles(
-        codes[kind], low_gev + (high_gev - low_gev) * u[:, 1],
-        _positions(detector, u[:, 2:4], position_mm=position_mm, beam_spot_mm=beam_spot_mm), direction,
-    )  # fmt: skip
+    position = _positions(detector, u[:, 2:4], position_mm=position_mm, beam_spot_mm=beam_spot_mm)
+    energy = low_gev + (high_gev - low_gev) * u[:, 1]
+    if pt_gev is not None:
+        assert isinstance(detector, CrystalCalorimeter)
+        energy = energy * np.cosh(detector.eta_phi_at(*position.T)[0])
+    return Particles(codes[kind], energy, position, direction)
 
 
 def _positions(

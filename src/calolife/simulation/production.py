@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import LayeredCalorimeter
 from calolife.errors import FileFormatError
 from calolife.showers.events import Showers
+from calolife.simulation.collisions import MINBIAS, sample_collisions
 from calolife.simulation.engines import check_request, simulate_showers
 from calolife.simulation.particles import PDG, Particles, parse_particle, sample_particles
 
@@ -33,12 +34,23 @@ Report = Callable[[str, float, float], None]
 _PART_GEV = {"fast": 20_000.0, "geant4": 2_000.0}
 _PART_SHOWERS = {"fast": 2_000, "geant4": 500}
 _MOST_SHOWERS = 10**9  # chosen: parts are numbered with nine digits; terabytes of pions
+_COLLISION_GEV = 10.0  # chosen: about what one of pileup brings into the CMS barrel
 _MUON_GEV = 3.0  # chosen: a muon of any energy mostly costs what it loses on its way through
+
+
+class _Sample(Protocol):
+    """A sample that `simulate_parts` can make: `Production`, and what is shot by other rules than the gun's."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def part_size(self) -> int: ...
+    def simulate(self, start: int, stop: int) -> Showers: ...
 
 
 @dataclass(frozen=True)
 class Production:
-    """A sample to simulate: arguments of `sample_particles` and `simulate_showers`.
+    """A sample to simulate: arguments of `sample_particles` or `sample_collisions`, and of `simulate_showers`.
 
     Parameters
     ----------
@@ -46,7 +58,9 @@ class Production:
     n : int
         Showers.
     particle : str
-    energy_gev : float or (float, float) [GeV]
+        ``minbias`` stands for collisions: without energy, transverse momentum, position and spot.
+    energy_gev, pt_gev : float or (float, float), optional [GeV]
+        Exactly one of them for particles.
     position_mm : (float, float), optional [mm]
     beam_spot_mm : float, optional [mm]
     angle_deg : float or (float, float) [degrees]
@@ -59,13 +73,15 @@ class Production:
     Raises
     ------
     ValueError
-        No showers or too many, a detector without active layers, or what `check_request` and `sample_particles` refuse.
+        No showers or too many, a detector without active layers, collisions with what belongs to a beam, or what
+        `check_request`, `sample_particles` and `sample_collisions` refuse.
     """
 
     detector: LayeredCalorimeter | CrystalCalorimeter
     n: int
     particle: str
-    energy_gev: float | tuple[float, float]
+    energy_gev: float | tuple[float, float] | None = None
+    pt_gev: float | tuple[float, float] | None = None
     position_mm: tuple[float, float] | None = None
     beam_spot_mm: float | None = None
     angle_deg: float | tuple[float, float] = 0.0
@@ -80,12 +96,18 @@ class Production:
         if not 1 <= self.n <= _MOST_SHOWERS:
             raise ValueError(f"n = {self.n} showers; ask for at least one and at most {_MOST_SHOWERS} a run")
         self.detector.require_active()
+        if self.particle == MINBIAS:
+            for name in ("energy_gev", "pt_gev", "position_mm", "beam_spot_mm"):
+                if (given := getattr(self, name)) is not None:
+                    raise ValueError(f"{name} = {given} belongs to a beam, and {MINBIAS} is collisions; leave it out")
         self._particles(0, 1)
 
     @property
     def part_size(self) -> int:
         """Showers in a part; it does not depend on who simulates them."""
-        highest_gev = float(np.max(self.energy_gev))
+        if self.particle == MINBIAS:
+            return int(min(_PART_GEV[self.engine] / _COLLISION_GEV, _PART_SHOWERS[self.engine]))
+        highest_gev = self._highest_gev()
         codes, fractions = parse_particle(self.particle)
         is_muon = np.abs(codes) == PDG["mu-"]
         cost_gev = float(np.sum(fractions * np.where(is_muon, min(highest_gev, _MUON_GEV), highest_gev)))
@@ -98,10 +120,20 @@ class Production:
             physics=self.physics, cut_mm=self.cut_mm,
         )  # fmt: skip
 
+    def _highest_gev(self) -> float:
+        if self.energy_gev is not None:
+            return float(np.max(self.energy_gev))
+        assert self.pt_gev is not None
+        assert isinstance(self.detector, CrystalCalorimeter)
+        eta, _ = self.detector.eta_phi_at(self.detector.x_edges_mm[[0, -1], [0, 1]], 0.0)
+        return float(np.max(self.pt_gev) * np.cosh(np.abs(eta).max()))
+
     def _particles(self, start: int, stop: int) -> Particles:
+        if self.particle == MINBIAS:
+            return sample_collisions(self.detector, stop - start, angle_deg=self.angle_deg, seed=self.seed, first=start)
         return sample_particles(
-            self.detector, stop - start, particle=self.particle, energy_gev=self.energy_gev, position_mm=self.position_mm,
-            beam_spot_mm=self.beam_spot_mm, angle_deg=self.angle_deg, seed=self.seed, first=start,
+            self.detector, stop - start, particle=self.particle, energy_gev=self.energy_gev, pt_gev=self.pt_gev,
+            position_mm=self.position_mm, beam_spot_mm=self.beam_spot_mm, angle_deg=self.angle_deg, seed=self.seed, first=start,
         )  # fmt: skip
 
 
@@ -176,12 +208,13 @@ def _mean(x: NDArray[Any]) -> tuple[float, float]:
     return float(x.mean()), float(x.std(ddof=1) / np.sqrt(x.size)) if x.size > 1 else float("nan")
 
 
-def simulate_parts(production: Production, folder: Path, *, workers: int, tell: Report) -> list[Path]:
+def simulate_parts(production: _Sample, folder: Path, *, workers: int, tell: Report) -> list[Path]:
     """Simulate a sample into one file a part; parts that are there already are kept.
 
     Parameters
     ----------
     production : Production
+        Or another sample with its `n`, `part_size` and `simulate`; pickled for the workers.
     folder : Path
         Where the parts are, or go.
     workers : int
@@ -234,7 +267,7 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _simulate_part(production: Production, path: Path, start: int, stop: int) -> int:
+def _simulate_part(production: _Sample, path: Path, start: int, stop: int) -> int:
     from calolife.showers.files import write_showers
 
     # a name of its own: a worker that outlives its parent may still write when another run takes up the work
@@ -247,12 +280,12 @@ def _simulate_part(production: Production, path: Path, start: int, stop: int) ->
     return stop - start
 
 
-def _simulate_here(production: Production, missing: Sequence[tuple[Path, int, int]]) -> Iterator[int]:
+def _simulate_here(production: _Sample, missing: Sequence[tuple[Path, int, int]]) -> Iterator[int]:
     for part in missing:
         yield _simulate_part(production, *part)
 
 
-def _simulate_beside(production: Production, missing: Sequence[tuple[Path, int, int]], *, workers: int) -> Iterator[int]:
+def _simulate_beside(production: _Sample, missing: Sequence[tuple[Path, int, int]], *, workers: int) -> Iterator[int]:
     before = set(multiprocessing.active_children())
     # spawned, not forked: a copy of a process with compiled threads or with Geant4 in it may hang
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=start_worker)

@@ -73,6 +73,8 @@ class Stack(NamedTuple):
     slabs: np.ndarray  # (slab,) records of `_SLAB`
     parts: np.ndarray  # (part,) records of `_PART`
     cells: Cells
+    before_x: np.ndarray  # (n_x + 1,) [mm] free way before each row of crystals, all gaps last; one 0 without gaps
+    before_y: np.ndarray  # (n_y + 1,) the same of columns, with the gap of the seam in the last
 
 
 class _Mix(NamedTuple):
@@ -134,10 +136,12 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
     if isinstance(detector, CrystalCalorimeter):
         materials, is_active, thickness = [detector.material], [True], np.array([float(detector.length_mm)])
         n_x, n_y, offset = np.array([len(detector.ieta)]), np.array([detector.n_phi]), np.array([0, detector.n_cells])
-        # without the gaps: a shower crosses them and loses nothing there
+        # cells stand side by side: the gaps between them are taken out, and a shower meets them as `before_x` and `before_y`
         half_x, half_y = 0.5 * detector.crystal_size_mm * len(detector.ieta), 0.5 * detector.crystal_size_mm * detector.n_phi
         is_wrapped = bool(detector.is_phi_periodic)
+        before_x, before_y = _gaps(detector)
     else:
+        before_x = before_y = np.zeros(1)
         materials = [layer.material for layer in detector.layers]
         is_active = [layer.is_active for layer in detector.layers]
         thickness = np.array([layer.thickness_mm for layer in detector.layers], float)
@@ -224,7 +228,20 @@ def build_stack(detector: LayeredCalorimeter | CrystalCalorimeter, constants: Co
         "spot_shape": spot_shape,
     }
     of_cells = Cells(offset, n_x, n_y, half_x, half_y, is_wrapped)
-    return Stack(z=z, depth_x0=depth, slab=slab, slabs=_records(_SLAB, of_slabs), parts=_records(_PART, of_parts), cells=of_cells)
+    return Stack(
+        z=z, depth_x0=depth, slab=slab, slabs=_records(_SLAB, of_slabs), parts=_records(_PART, of_parts), cells=of_cells,
+        before_x=before_x, before_y=before_y,
+    )  # fmt: skip
+
+
+def _gaps(detector: CrystalCalorimeter) -> tuple[np.ndarray, np.ndarray]:
+    """Free way before each row and each column of crystals [mm], and before what would follow the last."""
+    if not detector.has_gaps:
+        return np.zeros(1), np.zeros(1)
+    x_edges, y_edges = detector.x_edges_mm, detector.y_edges_mm
+    seam = detector.period_y_mm - (y_edges[-1, 1] - y_edges[0, 0]) if detector.is_phi_periodic else 0.0
+    gaps = (np.append(x_edges[1:, 0] - x_edges[:-1, 1], 0.0), np.append(y_edges[1:, 0] - y_edges[:-1, 1], seam))
+    return np.concatenate([[0.0], np.cumsum(gaps[0])]), np.concatenate([[0.0], np.cumsum(gaps[1])])
 
 
 def _records(fields: dict[str, str], columns: dict[str, np.ndarray]) -> np.ndarray:

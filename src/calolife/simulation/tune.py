@@ -90,7 +90,7 @@ STAGES = (
         "em-homogeneous",
         "electromagnetic",
         scaled=(
-            "em_t1", "em_a1", "em_st1_h", "em_sa1_h", "em_core", "em_tail", "em_radius_e",
+            "em_t1", "em_a1", "em_st1_h", "em_sa1_h", "em_core_h", "em_tail_h", "em_radius_e_h",
             "em_loss_share", "em_loss_order", "em_loss_growth", "em_nuclear_rate",
             "em_nuclear_mev",
         ),
@@ -99,7 +99,7 @@ STAGES = (
     Stage(
         "em-sampling",
         "electromagnetic",
-        scaled=("em_emip", "em_spot", "em_spot_shape", "em_st1_s", "em_sa1_s"),
+        scaled=("em_emip", "em_spot", "em_spot_shape", "em_st1_s", "em_sa1_s", "em_core", "em_tail", "em_radius_e"),
         shifted=("em_t_fs", "em_t_e", "em_a_fs", "em_st0_s", "em_sa0_s"),
         emip=("em_emip", "em_emip_z", "em_emip_x0", "em_emip_mm"),
         spot=("em_spot", "em_spot_mip", "em_spot_x0", "em_spot_z"),

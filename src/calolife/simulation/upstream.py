@@ -17,14 +17,14 @@ from calolife.simulation.particles import PDG, Particles
 if TYPE_CHECKING:
     from calolife.showers.events import Showers
 
-__all__ = ["FIELD_TESLA", "barrel_radius_mm", "has_upstream", "through_upstream", "with_incident"]
+__all__ = ["CURVATURE", "FIELD_TESLA", "barrel_radius_mm", "has_upstream", "local_direction", "through_upstream", "with_incident"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 KeyArray = NDArray[np.uint64]
 
 FIELD_TESLA = 3.8  # source: CMS, JINST 3 (2008) S08004 quotes the design's 4 T; it runs at 3.8 T: CMS, JINST 5 (2010) T03021
-_BEND = 0.299792458e-3  # pT [GeV] = 0.2998e-3 B [T] radius [mm]: the speed of light; PDG Review, "Kinematics"
+CURVATURE = 0.299792458e-3  # pT [GeV] = 0.2998e-3 B [T] radius [mm]: the speed of light; PDG Review, "Kinematics"
 # where the material stands, in radii of the barrel's front face; source: CMS, JINST 3 (2008) S08004: silicon from 4.4 to
 # 116 cm before crystals at 129 cm. Evenly between: chosen, the true tracker has layers
 _INNER, _OUTER = 44.0 / 1290.0, 1160.0 / 1290.0
@@ -163,7 +163,7 @@ def through_upstream(
     has_moved = ((turn != 0) | (arrived.late_mm != 0))[:, None]  # a photon that met nothing stays where it was, to the last bit
     at_mm = np.stack(detector.xy_mm_at(eta_at, phi[of] + turn), axis=1)
     position = np.where(has_moved, at_mm, particles.position_mm[of])
-    direction = _turned(particles.direction[of], _local(eta[of], eta_at, arrived.heading - turn))
+    direction = _turned(particles.direction[of], local_direction(eta[of], eta_at, arrived.heading - turn))
     direction = np.where(has_moved, direction, particles.direction[of])
     code = np.select([arrived.charge < 0, arrived.charge > 0], [PDG["e-"], PDG["e+"]], PDG["gamma"])
 
@@ -246,7 +246,7 @@ def _transport(tracks: _Tracks, eta: FloatArray, depth: FloatArray, radius_mm: f
 def _move(t: _Tracks, target_mm: FloatArray, eta: FloatArray, field_tesla: float) -> tuple[_Tracks, NDArray[np.bool_]]:
     """Tracks on their way out to a distance from the beam, and which of them get there."""
     # charge -1 in a field along +z turns to larger phi: the force is q v x B
-    curvature = -t.charge * _BEND * field_tesla * np.cosh(eta[t.incident]) / t.energy_gev  # (track,) [1 / mm]
+    curvature = -t.charge * CURVATURE * field_tesla * np.cosh(eta[t.incident]) / t.energy_gev  # (track,) [1 / mm]
     is_bent = np.abs(curvature) * target_mm > _STRAIGHT
     bent, straight = np.flatnonzero(is_bent), np.flatnonzero(~is_bent)
     along, across, heading, length = t.along_mm.copy(), t.across_mm.copy(), t.heading.copy(), np.zeros_like(target_mm)
@@ -276,8 +276,28 @@ def _move(t: _Tracks, target_mm: FloatArray, eta: FloatArray, field_tesla: float
     return t._replace(along_mm=along, across_mm=across, heading=heading, late_mm=t.late_mm + late), reaches
 
 
-def _local(eta: FloatArray, eta_at: FloatArray, angle: FloatArray) -> FloatArray:
-    """Direction in the frame of the crystal that is hit, (track, 3): along eta, along phi, along its axis."""
+def local_direction(eta: FloatArray, eta_at: FloatArray, angle: FloatArray) -> FloatArray:
+    """Direction in the frame of the crystal that is hit: along eta, along phi, along its axis.
+
+    Parameters
+    ----------
+    eta : float array, (track,)
+        Of the track at the vertex.
+    eta_at : float array, (track,)
+        Of the crystal that is hit; another one if a field bent the track.
+    angle : float array, (track,) [rad]
+        From the radius through the crystal to the track's heading there, across the beam.
+
+    Returns
+    -------
+    float array, (track, 3)
+        Unit vectors.
+
+    Examples
+    --------
+    >>> local_direction(np.array([1.0]), np.array([1.0]), np.array([0.0])).round(6).tolist()
+    [[0.0, 0.0, 1.0]]
+    """
     c, flat = np.cos(angle), np.cosh(eta)
     e = (np.sinh(eta) - np.sinh(eta_at) * c) / np.cosh(eta_at)
     axis = (c + np.sinh(eta) * np.sinh(eta_at)) / np.cosh(eta_at)
