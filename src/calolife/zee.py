@@ -22,6 +22,7 @@ from calolife.simulation.engines import check_request, simulate_showers
 from calolife.simulation.particles import PDG, Particles
 
 __all__ = [
+    "LEAST_PT_GEV",
     "Condition",
     "ZPairs",
     "ZProduction",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,18 @@ def test_few_objects_are_scored_without_fits(runs: dict, tmp_path: Path, capsys:
     write_superclusters(tmp_path / "few.h5", toy_objects(60, seed=3))
     assert main(["energy", "evaluate", str(runs["sum"][0]), "--on", str(tmp_path / "few.h5"), "--out", str(tmp_path / "ev")]) == 0
     assert "no Cruijff fits: 60 objects, 100 or more are needed" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("rho_gev", [5.0, 40.0])
+def test_pileup_beyond_that_of_the_training_is_remarked(
+    rho_gev: float, runs: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = replace(toy_objects(60, seed=3), rho_gev=np.full(60, rho_gev))  # trained on 0 to 20 GeV
+    write_superclusters(tmp_path / "busy.h5", found)
+    assert main(["energy", "evaluate", str(runs["drn"][0]), "--on", str(tmp_path / "busy.h5"), "--out", str(tmp_path / "ev")]) == 0
+    told = "GeV; 60 of these 60 showers lie outside"
+    assert (told in capsys.readouterr().err) == (rho_gev > 20.0)
 
 
 @pytest.mark.parametrize("model", ["uncalibrated", "sum", "linear", "trees"])

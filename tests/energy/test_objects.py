@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import Readout
@@ -234,6 +235,14 @@ def mirrored(showers: Showers) -> Showers:
 def by_raw(found: Superclusters) -> np.ndarray:
     """Order by shower and energy: mirrored objects of the same transverse energy may change places."""
     return np.lexsort((found.raw_energy_gev, found.shower))
+
+
+def test_features_and_network_inputs_do_not_look_at_the_truth(found: Superclusters) -> None:
+    n = found.n_objects
+    lied = replace(found, energy_gev=found.energy_gev[::-1], pdg_id=np.full(n, 22), is_matched=np.zeros(n, np.bool_))
+    assert_array_equal(crystal_features(lied), crystal_features(found))
+    for a, b in zip(network_inputs(objects_of(lied)), network_inputs(objects_of(found)), strict=True):
+        assert_array_equal(a, b)
 
 
 def test_an_object_and_its_mirror_image_have_the_same_features(showers: Showers) -> None:

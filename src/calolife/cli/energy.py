@@ -148,6 +148,7 @@ def train(
         energy_tables.save_curves(run, made)
         log(run, f"fitted {made.name} to {what} in {seconds:.1f} s")
         shutil.rmtree(checkpoint, ignore_errors=True)
+    _say_unmatched(sample, quiet=quiet)
     if (remark := energy_tables.energies_remark(made, training)) is not None:
         say(remark, quiet=quiet)
     n_held_out = 0 if held_out is None else held_out.n_showers
@@ -225,7 +226,8 @@ def evaluate(
             )
         energy_tables.save_evaluation(run, found)
         log(run, f"scored {', '.join(models)} on {kept.n_showers} showers; {n_seen} left out, seen in training")
-    if n_seen:  # said once it is made: bad input is one line
+    _say_unmatched(sample, quiet=quiet)  # said once it is made: bad input is one line
+    if n_seen:
         say(f"{n_seen} of {sample.n_showers} showers left out: a model was trained on them", quiet=quiet)
     if 2 * kept.n_showers <= n_own:
         say(
@@ -257,10 +259,12 @@ def _read(paths: Sequence[Path], *, particle: str | None, detector: str | None, 
     if particle is not None and not names:
         raise ValueError(f"--particle {particle!r} names nothing; give one or more, separated by commas")
     with progress_bar(quiet=quiet) as report:
-        sample = read_energy_sample(paths, particles=names, detector=known, tell=report)
+        return read_energy_sample(paths, particles=names, detector=known, tell=report)
+
+
+def _say_unmatched(sample: EnergySample, *, quiet: bool) -> None:
     if sample.n_unmatched:
         say(f"{sample.n_unmatched} showers left out: nothing was found in the crystals where their particle should be", quiet=quiet)
-    return sample
 
 
 def _fit(

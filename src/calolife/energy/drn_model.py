@@ -174,15 +174,21 @@ class DrnModel:
         Raises
         ------
         ValueError
-            One that reads other inputs than this calolife makes.
+            One that reads other inputs than this calolife makes, or weights of another network than it says.
         """
         for name, now in (("hit_inputs", HIT_INPUTS), ("event_inputs", EVENT_INPUTS)):
             if tuple(meta[name]) != now:
                 raise ValueError(f"the model reads {name} {', '.join(meta[name])}, this calolife makes {', '.join(now)}; train it again")
         of = {part: {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)} for part in ("net.", "probe.")}
+        own = {name: kind(meta[name]) for name, kind in _META.items()}
+        sizes = {name: own[name] for name in ("width", "hidden", "k", "blocks", "is_symmetric", "seed")}
+        wanted = {name: tuple(weight.shape) for name, weight in _bare_network(**sizes).state_dict().items()}
+        if {name: weight.shape for name, weight in of["net."].items()} != wanted:
+            told = ", ".join(f"{name} {sizes[name]}" for name in ("width", "hidden", "blocks"))
+            raise ValueError(f"the model is damaged: its weights are not those of a network of {told}; train it again")
         return cls(
-            **{name: kind(meta[name]) for name, kind in _META.items()}, weights=of["net."], probe=Probe(**of["probe."]),
-            loss=arrays["loss"], validation_loss=arrays["validation_loss"], left_out_gev=np.empty(0),
+            **own, weights=of["net."], probe=Probe(**of["probe."]), loss=arrays["loss"], validation_loss=arrays["validation_loss"],
+            left_out_gev=np.empty(0),
         )  # fmt: skip
 
 
@@ -413,10 +419,15 @@ def _shared_loss(net: Drn, twins: Sequence[Drn], part: _Batches, index: Tensor, 
 
 
 def _network(*, width: int, hidden: int, k: int, blocks: int, is_symmetric: bool, seed: int) -> Drn:
-    """Network without weights: PyTorch's constructors would draw them from the global generator."""
-    with torch.device("meta"):
-        net = Drn(len(HIT_INPUTS), len(EVENT_INPUTS), width=width, hidden=hidden, k=k, blocks=blocks, is_symmetric=is_symmetric, seed=seed)
+    """Network whose weights are not drawn: PyTorch's constructors would draw them from the global generator."""
+    net = _bare_network(width=width, hidden=hidden, k=k, blocks=blocks, is_symmetric=is_symmetric, seed=seed)
     return net.to_empty(device="cpu")
+
+
+def _bare_network(*, width: int, hidden: int, k: int, blocks: int, is_symmetric: bool, seed: int) -> Drn:
+    """Network whose weights have shapes and no memory."""
+    with torch.device("meta"):
+        return Drn(len(HIT_INPUTS), len(EVENT_INPUTS), width=width, hidden=hidden, k=k, blocks=blocks, is_symmetric=is_symmetric, seed=seed)
 
 
 def _peak_and_half_width(shape: CrystalBall) -> tuple[FloatArray, FloatArray]:

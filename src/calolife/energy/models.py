@@ -269,8 +269,10 @@ def load_energy_model(directory: str | Path) -> Any:
             return _kind(own).from_state(arrays, meta)
         inner = {k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")}
         return Linearised(_kind(own).from_state(inner, meta["model"]), ResponseCorrection.from_state(arrays, meta["correction"]))
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise FileFormatError(f"{directory} holds a model {name!r} that lacks {error}; train it again") from error
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{directory} holds a model {name!r} that cannot be read: {error}") from error
 
 
 def _kind(name: str) -> Any:

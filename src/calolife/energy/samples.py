@@ -33,7 +33,7 @@ TRAINING_SHOWERS_FILE = "training_showers.npy"
 TRAINING_ENERGIES_FILE = "training_energies.npy"
 """Name of their true energies there."""
 TRAINING_RECORD_FILE = "training.json"
-"""Name of what else is known of them there: their readout and their particles."""
+"""Name of what else is known of them there: their readout, their particles and their pileup."""
 _FAR = 1.05  # chosen: 5 % beyond the last energy trained on, no model leaves its ground
 
 
@@ -140,7 +140,9 @@ def write_training_showers(folder: str | Path, sample: EnergySample) -> None:
     """Write down which showers a model was fitted to, so that it is never scored on them, nor on others unlike them without a word."""
     np.save(Path(folder) / TRAINING_SHOWERS_FILE, np.sort(sample.fingerprint), allow_pickle=False)
     np.save(Path(folder) / TRAINING_ENERGIES_FILE, np.sort(sample.energy_gev.astype(np.float32)), allow_pickle=False)
-    record = {"readout": sample.readout, "pdg_id": np.unique(sample.pdg_id).tolist()}
+    record: dict[str, Any] = {"readout": sample.readout, "pdg_id": np.unique(sample.pdg_id).tolist()}
+    if (rho := _known_rho(sample)).size:
+        record["rho_gev"] = [float(rho.min()), float(rho.max())]
     (Path(folder) / TRAINING_RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -166,8 +168,8 @@ def read_training_energies(folder: str | Path) -> NDArray[np.float32]:
     return _read_row(Path(folder) / TRAINING_ENERGIES_FILE, np.float32)
 
 
-def read_training_record(folder: str | Path) -> tuple[str, tuple[int, ...]]:
-    """Readout (as `EnergySample.readout`) and particles that the model in a run directory was fitted to; empty where not told.
+def read_training_record(folder: str | Path) -> tuple[str, tuple[int, ...], tuple[float, ...]]:
+    """Readout (as `EnergySample.readout`), particles and ends of rho [GeV] that a run's model was fitted to; empty where not told.
 
     Raises
     ------
@@ -177,10 +179,11 @@ def read_training_record(folder: str | Path) -> tuple[str, tuple[int, ...]]:
     path = Path(folder) / TRAINING_RECORD_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return str(record["readout"]), tuple(int(code) for code in record["pdg_id"])
+        rho = tuple(float(end) for end in record.get("rho_gev", ()))
+        return str(record["readout"]), tuple(int(code) for code in record["pdg_id"]), rho
     except FileNotFoundError:
-        return "", ()
-    except (ValueError, KeyError, TypeError):
+        return "", (), ()
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise FileFormatError(f"{path} is damaged: it must tell readout and pdg_id; train the model again") from None
 
 
@@ -197,7 +200,7 @@ def unlike_training(sample: EnergySample, folder: str | Path) -> tuple[str, ...]
     Returns
     -------
     tuple of str
-        Of readout, particles and range of energies those that differ; what a file does not tell is not compared.
+        Of readout, particles and ranges of energy and pileup those that differ; what a file does not tell is not compared.
 
     Raises
     ------
@@ -206,10 +209,10 @@ def unlike_training(sample: EnergySample, folder: str | Path) -> tuple[str, ...]
 
     Notes
     -----
-    Held-out showers of the same spectrum reach a little beyond the training showers: remarked are energies more than
-    5 % beyond, and only if there are 1 % of them and five times as many as chance gives.
+    Held-out showers of the same spectrum reach a little beyond the training showers: remarked are energies (in crystals also
+    rho) more than 5 % beyond, and only if there are 1 % of them and five times as many as chance gives.
     """
-    readout, particles = read_training_record(folder)
+    readout, particles, ends_rho = read_training_record(folder)
     energy = read_training_energies(folder)
     found = []
     if readout and sample.readout and readout != sample.readout:
@@ -220,13 +223,27 @@ def unlike_training(sample: EnergySample, folder: str | Path) -> tuple[str, ...]
         told = ", ".join(names.get(code, f"pdg {code}") for code in new)
         known = ", ".join(names.get(code, f"pdg {code}") for code in particles)
         found.append(f"never trained on {told}, only on {known}: what it makes of {'it' if len(new) == 1 else 'them'} is a guess")
+    # two in n + 1 fall outside the range of n by chance
+    few = sample.n_showers * max(0.01, 10 / (energy.size + 1))
     if energy.size:
         low, high = float(energy.min()), float(energy.max())
-        n_far = int(((sample.energy_gev < low / _FAR) | (sample.energy_gev > high * _FAR)).sum())
-        # two in n + 1 fall outside the range of n by chance
-        if n_far > sample.n_showers * max(0.01, 10 / (energy.size + 1)):
+        if (n_far := _n_far(sample.energy_gev, low, high)) > few:
             found.append(f"trained on {low:.3g} to {high:.3g} GeV; {n_far} of these {sample.n_showers} showers lie outside")
+    if ends_rho:
+        low, high = ends_rho[0], ends_rho[-1]
+        if (n_far := _n_far(_known_rho(sample), low, high)) > few:
+            found.append(f"trained with pileup of rho {low:.3g} to {high:.3g} GeV; {n_far} of these {sample.n_showers} showers lie outside")
     return tuple(found)
+
+
+def _n_far(values: NDArray[np.float64], low: float, high: float) -> int:
+    return int(((values < low / _FAR) | (values > high * _FAR)).sum())
+
+
+def _known_rho(sample: EnergySample) -> NDArray[np.float64]:
+    """Energy density of the showers in crystals where it is known, (some,) [GeV]."""
+    rho = np.empty(0) if sample.objects is None else sample.objects.rho_gev
+    return rho[np.isfinite(rho)]
 
 
 def count_alike(sample: EnergySample, training_energy_gev: NDArray[np.float32]) -> int:

@@ -1,0 +1,383 @@
+"""Electrons in crystals, from showers to the Z peak: the network beside the trees and a scaled sum, on the same objects.
+
+    python benchmarks/drn.py WORK                      # everything, some hours; what WORK holds already is kept
+    python benchmarks/drn.py WORK --only speed         # or agreement, tune, accuracy, limits, zee; one or several
+    python benchmarks/drn.py WORK --quick              # a smoke test of every part: hundreds of electrons
+
+Each step is a command of calolife with the seeds below, kept as a run in WORK: 200,000 electrons of the fast engine to train on,
+40,000 to test, 4,000 of Geant4 (with its data in GEANT4_DATA_DIR; left out without), flat from 1 to 300 GeV, all over the barrel,
+with 0 to 60 collisions of pileup. `agreement` compares the two engines before any readout: what the simulation was frozen on before a
+model was trained. `tune` gives the trees and the network the same CPU time for their settings, on training
+electrons alone; `accuracy` trains with the defaults. `limits` asks
+where the information is: how well the trees and the network do with fewer electrons, and what all crystals together see before any readout.
+Times are wall time on the cores that PyTorch may use, with two threads where a row says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calolife.energy.features import EnergySample
+from calolife.energy.samples import read_energy_sample
+
+Json = dict[str, Any]
+FloatArray = NDArray[np.float64]
+
+N_TRAIN, N_TEST, N_GEANT4, N_COLLISIONS, N_PAIRS = 200_000, 40_000, 4_000, 4_000, 10_000
+SEEDS = {"train": 61, "test": 62, "collisions": 63, "geant4": 661, "zee": 64}
+ENERGY, PILEUP = "1:300", "0:60"
+MODELS = ("sum", "bdt", "drn")
+TUNE_MINUTES, N_TUNE, N_JUDGED = 6.0, 20_000, 6_000
+EDGES_GEV = (1.0, 30.0, 100.0, 200.0, 300.0)  # of the comparison of the engines
+NEED = {  # objects a second on two cores, at least; with what the publication had on its CPU
+    "default 1": (400, 90), "default 100": (5_000, 500), "default 50000": (5_000, 70), "published 100": (1_500, 500),
+}  # fmt: skip
+NEED_EPOCH_MINUTES = 6.0
+
+
+class Bench:
+    """Steps in a directory, each done once."""
+
+    def __init__(self, work: Path, *, scale: float) -> None:
+        self.work, self.scale = work, scale
+        work.mkdir(parents=True, exist_ok=True)
+
+    def n(self, whole: int) -> str:
+        return str(max(200, round(whole * self.scale)))
+
+    def run(self, name: str, *argv: str) -> Path:
+        """A command of calolife, whose run is kept; its JSON goes beside it."""
+        out = self.work / name
+        if out.exists() and out.with_suffix(".json").exists():
+            return out
+        started = time.perf_counter()
+        command = [sys.executable, "-c", "from calolife.cli import main; raise SystemExit(main())", *argv, "--out", str(out), "--json"]
+        if out.exists():  # killed before its JSON was kept
+            command.append("--force")
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        out.with_suffix(".json").write_text(done.stdout, encoding="utf-8")
+        print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
+        return out
+
+    def told(self, name: str) -> Json:
+        """What a command said."""
+        found: Json = json.loads((self.work / f"{name}.json").read_text(encoding="utf-8"))
+        return found
+
+    def electrons(self, name: str, n: int, *, engine: str = "fast") -> Path:
+        """Objects of a sample: showers, read out with pileup, clustered."""
+        seed = str(SEEDS[name])
+        of = ("--particle", "e-", "--energy", ENERGY, "-n", self.n(n), "--engine", engine, "--workers", "2")
+        showers = self.run(f"{name}_showers", "showers", "simulate", "cms-barrel", *of, "--seed", seed)
+        collisions = self.run(
+            "collisions", "showers", "simulate", "cms-barrel", "--particle", "minbias", "-n", self.n(N_COLLISIONS), "--seed",
+            str(SEEDS["collisions"]),
+        )  # fmt: skip
+        rechits = self.run(
+            f"{name}_rechits", "showers", "digitise", str(showers), "--pileup", str(collisions), "--pileup-mean", PILEUP, "--seed", seed
+        )
+        return self.run(f"{name}_objects", "showers", "cluster", str(rechits), "--only-matched")
+
+    def models(self) -> list[Path]:
+        objects = self.electrons("train", N_TRAIN)
+        return [self.run(model, "energy", "train", str(objects), "--model", model) for model in MODELS]
+
+
+# --- the engines beside each other
+
+
+def around_hottest(path: Path) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Energy in 1, 9, 25 and all crystals over the true energy, and widths in crystals, of showers before the readout."""
+    from calolife.showers.files import iter_showers
+
+    parts: list[dict[str, FloatArray]] = []
+    energies = []
+    for showers in iter_showers(path):
+        n, n_phi, of, energy = showers.n_showers, showers.detector.n_phi, showers.shower_index, showers.energy_mev.astype(np.float64)
+        row, column = np.divmod(showers.cell, n_phi)
+        order = np.lexsort((-energy, of))
+        hottest = order[np.minimum(np.searchsorted(of[order], np.arange(n)), order.size - 1)]
+        rows, columns = row - row[hottest][of], (column - column[hottest][of] + n_phi // 2) % n_phi - n_phi // 2
+
+        def summed(weight: FloatArray, of: Any = of, n: int = n) -> FloatArray:
+            return np.bincount(of, weight, n).astype(np.float64)
+
+        within = {k: summed(energy * ((np.abs(rows) <= k) & (np.abs(columns) <= k))) for k in (0, 1, 2)}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # 4.7: CMS's weight of sigma ieta-ieta
+            weight = np.where((np.abs(rows) <= 2) & (np.abs(columns) <= 2), np.maximum(4.7 + np.log(energy / within[2][of]), 0.0), 0.0)
+            norm = summed(weight)
+            widths = [np.sqrt(summed(weight * (x - (summed(weight * x) / norm)[of]) ** 2) / norm) for x in (rows, columns)]
+        true = 1000.0 * showers.energy_gev
+        parts.append(
+            {"1 crystal": within[0] / true, "9 crystals": within[1] / true, "25 crystals": within[2] / true,
+             "all crystals": summed(energy) / true, "sigma ieta-ieta": widths[0], "sigma iphi-iphi": widths[1]}
+        )  # fmt: skip
+        energies.append(showers.energy_gev)
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}, np.concatenate(energies)
+
+
+def agreement(bench: Bench) -> Json:
+    """Fast over Geant4: mean, median and effective sigma of each quantity in bins of energy, with their errors."""
+    bench.electrons("geant4", N_GEANT4, engine="geant4")
+    bench.electrons("test", N_TEST)
+    (slow, slow_gev), (fast, fast_gev) = (around_hottest(bench.work / f"{name}_showers") for name in ("geant4", "test"))
+    rng = np.random.default_rng(1)
+    rows = []
+    for low, high in ((EDGES_GEV[0], EDGES_GEV[-1]), *zip(EDGES_GEV[:-1], EDGES_GEV[1:], strict=True)):
+        for name in slow:
+            a, b = (x[name][(e >= low) & (e < high) & np.isfinite(x[name])] for x, e in ((slow, slow_gev), (fast, fast_gev)))
+            row: Json = {"quantity": name, "low_gev": low, "high_gev": high, "n_geant4": a.size, "n_fast": b.size}
+            for what, of in (("mean", np.mean), ("median", np.median), ("sigma_eff", sigma_eff)):
+                replicas = [of(rng.choice(b, b.size)) / of(rng.choice(a, a.size)) for _ in range(50)]
+                row |= {what: float(of(b) / of(a)), f"{what}_error": float(np.std(replicas))}
+            rows.append(row)
+    return {"rows": rows}
+
+
+def sigma_eff(values: FloatArray) -> float:
+    from calolife.energy.resolution import shortest_half
+
+    return float(shortest_half(np.sort(values)[None])[0])
+
+
+# --- settings: the same time for both
+
+
+def tune(bench: Bench) -> Json:
+    """Search the settings of the trees and of the network in the same CPU time; the likelihood of training electrons left out judges."""
+    import optuna
+
+    whole = read_energy_sample([bench.electrons("train", N_TRAIN)])
+    order = np.random.default_rng(1).permutation(whole.n_showers)
+    n_judged, n_fitted = (min(n, whole.n_showers // 3) for n in (N_JUDGED, N_TUNE))
+    judged, fitted = whole.select(order[:n_judged]), whole.select(order[n_judged : n_judged + n_fitted])
+    found: Json = {"minutes_each": TUNE_MINUTES * bench.scale, "n_fitted": n_fitted, "n_judged": n_judged}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for model, ask in (("bdt", trial_of_bdt), ("drn", trial_of_drn)):
+        trials: list[Json] = []
+
+        def objective(trial: Any, ask: Callable[..., Any] = ask, trials: list[Json] = trials) -> float:
+            started = time.process_time()
+            loss, settings = ask(trial, fitted, judged)
+            trials.append({"loss": loss, "seconds": time.process_time() - started, **settings})
+            return float(loss)
+
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=1, n_startup_trials=8))
+        study.enqueue_trial(DEFAULTS[model])
+        while sum(t["seconds"] for t in trials) < 60 * TUNE_MINUTES * bench.scale:
+            study.optimize(objective, n_trials=1)
+            print(model, json.dumps(rounded(trials[-1])), flush=True)
+        found[model] = {"default": trials[0], "best": min(trials, key=lambda t: t["loss"]), "n_trials": len(trials), "trials": trials}
+    return found
+
+
+DEFAULTS: dict[str, Json] = {
+    "bdt": {"leaves": 15, "learning_rate": 0.05, "least_in_leaf": 20, "feature_fraction": 0.7, "bagging_fraction": 0.8, "l2": 1.0},
+    "drn": {"width": 32, "hidden": 32, "k": 8, "blocks": 2, "lr": 2e-3, "batch_size": 256},
+}
+
+
+def trial_of_bdt(trial: Any, fitted: EnergySample, judged: EnergySample) -> tuple[float, Json]:
+    from calolife.energy.ball import ball_slopes
+    from calolife.energy.bdt import ALPHA_LEFT, ALPHA_RIGHT, fit_bdt
+
+    settings = {
+        "leaves": trial.suggest_int("leaves", 4, 64, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.15, log=True),
+        "least_in_leaf": trial.suggest_int("least_in_leaf", 10, 300, log=True),
+        "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
+        "bagging_fraction": trial.suggest_float("bagging_fraction", 0.4, 1.0),
+        "l2": trial.suggest_float("l2", 0.01, 100.0, log=True),
+    }
+    model = fit_bdt(fitted, seed=1, **settings)
+    y = np.log(judged.energy_gev / (judged.visible_mev / 1000.0))
+    return float(ball_slopes(y, model.parameters(judged), alpha_left=ALPHA_LEFT, alpha_right=ALPHA_RIGHT)[0].mean()), settings
+
+
+def trial_of_drn(trial: Any, fitted: EnergySample, judged: EnergySample) -> tuple[float, Json]:
+    import torch
+
+    from calolife.energy.crystal_ball import crystal_ball_nll
+    from calolife.energy.drn import infer
+    from calolife.energy.drn_model import fit_drn, in_units
+    from calolife.energy.objects import network_inputs
+
+    settings = {
+        "width": trial.suggest_int("width", 24, 48, step=8),
+        "hidden": trial.suggest_int("hidden", 24, 64, step=8),
+        "k": trial.suggest_int("k", 6, 12, step=2),
+        "blocks": trial.suggest_int("blocks", 2, 3),
+        "lr": trial.suggest_float("lr", 1e-3, 5e-3, log=True),
+        "batch_size": trial.suggest_int("batch_size", 128, 256, step=128),
+    }
+    model = fit_drn(fitted, seed=1, epochs=12, n_threads=1, **settings)
+    assert judged.objects is not None
+    raw = judged.objects.raw_energy_gev
+    hit, count, event = (torch.from_numpy(a) for a in network_inputs(judged.objects))
+    shape = in_units(infer(model.net, hit, count=count, event=event), torch.from_numpy(raw.astype(np.float32)))
+    y = torch.from_numpy(np.log(raw / judged.energy_gev).astype(np.float32))
+    return float(crystal_ball_nll(shape, y).mean()), settings
+
+
+# --- accuracy
+
+
+def accuracy(bench: Bench) -> Json:
+    """All models on the test electrons, and on Geant4's."""
+    models = [str(m) for m in bench.models()]
+    found: Json = {"fit_seconds": {m: bench.told(m)["fit_seconds"] for m in MODELS}}
+    for name, n, engine in (("test", N_TEST, "fast"), ("geant4", N_GEANT4, "geant4")):
+        objects = bench.electrons(name, n, engine=engine)
+        bench.run(f"{name}_scores", "energy", "evaluate", *models, "--on", str(objects), "--reference", "bdt")
+        told = bench.told(f"{name}_scores")
+        found[name] = {"n": told["n"], "cruijff": told["cruijff"], "objects": {k: v for k, v in bench.told(f"{name}_objects").items()
+                       if isinstance(v, (int, float))}}  # fmt: skip
+    return found
+
+
+def limits(bench: Bench) -> Json:
+    """Where the information is: fewer electrons to learn from, and the parts of the energy that no crystal sees."""
+    from calolife.energy.lineshapes import fit_cruijff
+    from calolife.energy.models import fit_energy
+    from calolife.showers.files import iter_showers
+
+    train, test = (read_energy_sample([bench.electrons(name, n)]) for name, n in (("train", N_TRAIN), ("test", N_TEST)))
+    rows = []
+    for n in (5_000, 20_000):
+        some = train.select(np.sort(np.random.default_rng(1).permutation(train.n_showers)[: round(n * max(bench.scale, 0.05))]))
+        for model in ("bdt", "drn"):
+            ratio = fit_energy(model, some, seed=0).predict(test).energy_gev / test.energy_gev
+            fit = fit_cruijff(ratio, n_bootstrap=50)
+            rows.append({"model": model, "n_training": some.n_showers, "sigma_percent": 100 * fit.sigma_over_mu})
+            print(json.dumps(rounded(rows[-1])), flush=True)
+    # what a perfect reading of all crystals would give, corrected for nothing
+    seen, true = [], []
+    for showers in iter_showers(bench.work / "test_showers"):
+        seen.append(showers.visible_mev / 1000.0)
+        true.append(showers.energy_gev)
+    ratio = np.concatenate(seen) / np.concatenate(true)
+    every = {"sigma_percent": 100 * fit_cruijff(ratio, n_bootstrap=0).sigma_over_mu, "sigma_eff_percent": 100 * sigma_eff(ratio)}
+    return {"fewer_electrons": rows, "sum_of_all_crystals_without_readout": every}
+
+
+def zee(bench: Bench) -> Json:
+    models = [str(m) for m in bench.models()]
+    bench.run("zee", "energy", "zee", *models, "-n", bench.n(N_PAIRS), "--reference", "bdt", "--seed", str(SEEDS["zee"]), "--workers", "2")
+    return bench.told("zee")
+
+
+# --- speed
+
+
+def speed(bench: Bench) -> Json:
+    """Objects a second of the network, from objects in memory to energies, and the time of an epoch."""
+    import torch
+
+    from calolife.energy.drn import infer
+    from calolife.energy.drn_model import PUBLISHED, fit_drn
+    from calolife.energy.objects import network_inputs
+
+    sample = read_energy_sample([bench.electrons("test", N_TEST)])
+    sample = sample.select(np.arange(50_000) % sample.n_showers) if bench.scale == 1 else sample
+    few = sample.select(np.arange(min(2_000, sample.n_showers)))
+    rng = np.random.default_rng(1)
+    rows = []
+    # of a few electrons: what a model answers costs nothing more or less
+    models = {"default": fit_drn(few, epochs=1), "published": fit_drn(few.select(np.arange(200)), epochs=1, **PUBLISHED)}
+    for name, model in models.items():
+        for size in (1, 100, sample.n_showers):
+            some = [sample.select(rng.integers(0, sample.n_showers, size)) for _ in range({1: 400, 100: 40}.get(size, 1))]
+            for way, n_threads in (("split", 1), ("split", 2), ("reference", 1)):
+                if (name == "published" and size > 5_000) or (way == "reference" and size > 5_000) or (size == 1 and n_threads == 2):
+                    continue
+
+                def answer(s: EnergySample, way: str = way, n_threads: int = n_threads, model: Any = model) -> None:
+                    if way == "split":
+                        model.predict(s, n_threads=n_threads)
+                        return
+                    hit, count, event = (torch.from_numpy(a) for a in network_inputs(s.objects))  # type: ignore[arg-type]
+                    infer(model.net, hit, count=count, event=event, is_reference=True)
+
+                answer(some[0])
+                wall, cpu = time.perf_counter(), time.process_time()
+                for s in some:
+                    answer(s)
+                wall, cpu, n = time.perf_counter() - wall, time.process_time() - cpu, len(some) * size
+                of = {"model": name, "layer": way, "batch": size, "threads": n_threads}
+                rows.append({**of, "per_second": n / wall, "per_cpu_second": n / cpu})
+                print(json.dumps(rounded(rows[-1])), flush=True)
+    epochs = []
+    for n_threads in (1, 2):
+        started, n = time.perf_counter(), min(20_000, sample.n_showers)
+        fit_drn(sample.select(np.arange(n)), epochs=1, n_threads=n_threads)
+        minutes = (time.perf_counter() - started) / 60 * N_TRAIN / n
+        epochs.append({"threads": n_threads, "minutes_per_epoch_of_200000": minutes})
+        print(json.dumps(rounded(epochs[-1])), flush=True)
+    best = {f"{r['model']} {r['batch']}": 0.0 for r in rows}
+    for r in rows:
+        if r["layer"] == "split":
+            best[f"{r['model']} {r['batch']}"] = max(best[f"{r['model']} {r['batch']}"], r["per_second"])
+    needs = [{"what": k, "per_second": best.get(k, float("nan")), "needed": need, "published": said} for k, (need, said) in NEED.items()]
+    needs.append({"what": "epoch", "minutes": min(e["minutes_per_epoch_of_200000"] for e in epochs), "needed": NEED_EPOCH_MINUTES})
+    return {"rows": rows, "epochs": epochs, "targets": needs}
+
+
+PARTS: dict[str, Callable[[Bench], Json]] = {
+    "agreement": agreement, "tune": tune, "accuracy": accuracy, "limits": limits, "zee": zee, "speed": speed,
+}  # fmt: skip
+
+
+def rounded(value: Any) -> Any:
+    """Five digits are enough."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(f"{value:.5g}") if np.isfinite(value) else None
+    return value
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--only", help=f"parts, separated by commas: {', '.join(PARTS)}")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON; benchmarks/results/drn.json unless --quick")
+    options = parser.parse_args()
+    parts = tuple(PARTS) if options.only is None else tuple(options.only.split(","))
+    if unknown := [p for p in parts if p not in PARTS]:
+        parser.error(f"--only {unknown[0]!r} is not one of {', '.join(PARTS)}")
+    if "GEANT4_DATA_DIR" not in os.environ and {"agreement", "accuracy"} & set(parts):
+        parser.error("Geant4 electrons need GEANT4_DATA_DIR; leave out agreement and accuracy with --only, or set it (docs/showers.md)")
+    out = options.out or (None if options.quick else Path(__file__).parent / "results" / "drn.json")
+    result: Json = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {}
+    bench = Bench(options.work, scale=0.005 if options.quick else 1.0)
+    result |= {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
+        "torch": version("torch"), "lightgbm": version("lightgbm"), "seeds": SEEDS, "energy_gev": ENERGY, "pileup": PILEUP,
+        "n": {"train": N_TRAIN, "test": N_TEST, "geant4": N_GEANT4, "pairs": N_PAIRS},
+    }  # fmt: skip
+    for part in parts:
+        result[part] = rounded(PARTS[part](bench))
+        if out is not None:  # part by part: the next may be stopped
+            out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
