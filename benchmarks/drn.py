@@ -16,6 +16,7 @@ Times are wall time on the cores that PyTorch may use, with two threads where a 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -137,7 +138,7 @@ def agreement(bench: Bench) -> Json:
     (slow, slow_gev), (fast, fast_gev) = (around_hottest(bench.work / f"{name}_showers") for name in ("geant4", "test"))
     rng = np.random.default_rng(1)
     rows = []
-    for low, high in ((EDGES_GEV[0], EDGES_GEV[-1]), *zip(EDGES_GEV[:-1], EDGES_GEV[1:], strict=True)):
+    for low, high in ((EDGES_GEV[0], EDGES_GEV[-1]), *itertools.pairwise(EDGES_GEV)):
         for name in slow:
             a, b = (x[name][(e >= low) & (e < high) & np.isfinite(x[name])] for x, e in ((slow, slow_gev), (fast, fast_gev)))
             row: Json = {"quantity": name, "low_gev": low, "high_gev": high, "n_geant4": a.size, "n_fast": b.size}

@@ -151,7 +151,8 @@ def plot_supercluster(found: Superclusters, which: int, *, ax: Axes | None = Non
     ax.plot(seed_columns, seed_rows, ls="none", marker="o", ms=5, mfc="none", mec=COLOURS[2], label="seeds of clusters")
     figure = ax.get_figure(root=True)
     assert figure is not None
-    figure.colorbar(image, ax=ax, label="Energy of a crystal [GeV]", fraction=0.046, pad=0.02)
+    # an axes of its own would be taller than the crystals, which are drawn square
+    figure.colorbar(image, cax=ax.inset_axes((1.015, 0.0, 0.03, 1.0)), label="Energy of a crystal [GeV]")
     ax.set_aspect("equal")
     ax.set_xlabel(r"Columns from the seed $\Delta i\phi$")
     ax.set_ylabel(r"Rows from the seed $\Delta i\eta$")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calolife.plots import COLOURS, MARKERS, new_axes
+from calolife.plots import MARKERS, new_axes
+from calolife.plots_energy import series_colour, value_with_error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,17 +74,18 @@ def plot_z_peak(
         if base is not None:
             # the layout engine does not find the room that axes below axes need
             ax.figure.set_layout_engine("none")  # type: ignore[union-attr]
-            ax.set_position((0.14, 0.32, 0.83, 0.63))
+            ax.set_position((0.14, 0.36, 0.83, 0.59))
     else:
         ax = new_axes(ax)
     below = None if base is None else new_axes(ax.inset_axes((0.0, -0.42, 1.0, 0.38)))
     for k, (model, mass) in enumerate(mass_gev.items()):
-        colour, fit = COLOURS[2 * k % len(COLOURS)], fits.get(model)
+        colour, fit = series_colour(k), fits.get(model)
         count = np.histogram(mass, edges)[0].astype(np.float64)
         points: dict[str, Any] = {"fmt": MARKERS[k % len(MARKERS)], "ms": 3.5, "lw": 0.9, "color": colour}
         told = f"{model} ({mass.size})"
         if fit is not None:
-            told = f"{model} ({fit.n}): {fit.mu:.2f} GeV, $\\sigma_{{CB}}/m$ {100 * fit.sigma_over_mu:.2f} %"
+            width_percent = value_with_error(100 * fit.sigma_over_mu, 100 * fit.sigma_over_mu_error)
+            told = f"{model} ({fit.n}): {value_with_error(fit.mu, fit.errors['mu'])} GeV, $\\sigma_{{CB}}/m$ {width_percent} %"
             # two models on top of each other are told apart by their line styles
             style: dict[str, Any] = {"color": colour, "lw": 1.3, "ls": ("-", "--", "-.", ":")[k % 4]}
             ax.plot(fine, fit.n * width * fit.density(fine), **style)

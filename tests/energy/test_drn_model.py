@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from calolife.detector.presets import load_detector
 from calolife.energy.drn_model import DrnModel, fit_drn
 from calolife.energy.features import EnergySample
-from calolife.energy.objects import Objects
+from calolife.energy.objects import CRYSTAL_FEATURES, EVENT_INPUTS, Objects
 from calolife.energy.resolution import shortest_half
 from calolife.storage import load_model_state, save_model
 
@@ -35,7 +35,12 @@ def toy(n: int = 300, *, seed: int = 1, most: int = 12) -> EnergySample:
         BARREL, first, cell, energy, np.zeros(of.size), cell[first[:-1]], 0.0174 * ring, rho_gev=np.full(n, np.nan),
         hadronic_gev=np.full(n, np.nan),
     )  # fmt: skip
-    return EnergySample(1000.0 * objects.raw_energy_gev[:, None], true, np.full(n, 11), digest=BARREL.digest, objects=objects)
+    features = rng.normal(size=(n, len(CRYSTAL_FEATURES)))
+    features[:, 0] = objects.raw_energy_gev
+    features[:, 1] = 0.0  # one that never varies
+    return EnergySample(
+        1000.0 * objects.raw_energy_gev[:, None], true, np.full(n, 11), features, CRYSTAL_FEATURES, digest=BARREL.digest, objects=objects
+    )
 
 
 def stored(model: DrnModel) -> dict[str, bytes]:
@@ -188,6 +193,38 @@ def test_sums_of_layers_are_refused_by_fit_and_model(model: DrnModel) -> None:
     for refused in (fit_drn, model.predict):
         with pytest.raises(ValueError, match="model drn reads the hits of objects in crystals"):
             refused(layers)
+
+
+def test_a_network_of_the_hits_alone_reads_no_features(sample: EnergySample) -> None:
+    bare = fit_drn(sample, seed=3, reads_features=False, **SMALL)
+    assert bare.event_inputs == EVENT_INPUTS
+    without = replace(sample, shape=np.empty((sample.n_showers, 0)), shape_names=())
+    assert_array_equal(bare.predict(without).energy_gev, bare.predict(sample).energy_gev)
+
+
+def test_missing_features_are_refused(sample: EnergySample, model: DrnModel) -> None:
+    without = replace(sample, shape=np.empty((sample.n_showers, 0)), shape_names=())
+    with pytest.raises(ValueError, match="the showers have no raw_energy_gev, which the model reads"):
+        model.predict(without)
+
+
+def test_features_are_found_by_their_names(sample: EnergySample, model: DrnModel) -> None:
+    turned = replace(sample, shape=sample.shape[:, ::-1], shape_names=sample.shape_names[::-1])
+    assert_array_equal(model.predict(turned).energy_gev, model.predict(sample).energy_gev)
+
+
+def test_the_scales_of_features_come_from_the_objects_trained_on(sample: EnergySample, model: DrnModel) -> None:
+    """Those left out for validation may be anything."""
+    is_left_out = np.isfinite(model.left_out_gev)
+    shape = sample.shape.copy()
+    shape[is_left_out] *= 100.0
+    other = fit_drn(replace(sample, shape=shape), seed=3, **SMALL)
+    for name in ("event_centre", "event_spread"):
+        assert_array_equal(other.weights[name], model.weights[name])
+    n = len(EVENT_INPUTS)
+    assert_array_equal(model.weights["event_centre"][:n], 0.0)
+    assert_allclose(model.weights["event_centre"][n], sample.shape[~is_left_out, 0].mean(), rtol=1e-5)
+    assert model.weights["event_spread"][n + 1] == 1.0
 
 
 def test_too_few_objects_are_refused(sample: EnergySample) -> None:

@@ -23,6 +23,7 @@ __all__ = ["Drn", "EdgeConv", "infer"]
 _GPU_HITS = 200_000  # chosen: hits of a group there; launches cost the same for many as for few
 _TILE_VALUES = 131_072  # chosen: three buffers of 0.5 MB
 _LIMIT = 1.0  # chosen: largest abs(mu); published ln 2, but 1 % of barrel electrons lose more than 42 % in cracks
+_FARTHEST = 6.0  # chosen: in standard deviations; a feature far out must not run away with the energy
 _SIGMA_FROM, _ALPHA_FROM, _N_FROM = -3.5, 1.0, 2.0  # chosen: a new network starts with sigma 0.03, alpha 1.4, n 3.2
 _LEAST_SIGMA, _LEAST_ALPHA, _LEAST_N = 1e-4, 0.1, 1.05  # chosen: n at 1 has no integral, alpha at 0 no core
 
@@ -184,6 +185,11 @@ class Drn(nn.Module):
     seed : int
         Of the keys that decide between pairs of equal weight; `calolife.training.initialise` draws the weights.
 
+    Attributes
+    ----------
+    event_centre, event_spread : float tensor, (G,)
+        Taken off each event feature, and what it is divided by then; 0 and 1 at first.
+
     Notes
     -----
     Source: S. Rothman, "Calibrating electrons and photons in the CMS ECAL using graph neural networks", J. Phys. Conf. Ser. 2438
@@ -199,6 +205,10 @@ class Drn(nn.Module):
         self.input = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([n_hit_features, *[width] * 4]))
         self.conv = nn.ModuleList(EdgeConv(width, hidden) for _ in range(blocks))
         self.output = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([*[width + n_event_features] * 3, 6]))
+        self.event_centre: Tensor
+        self.event_spread: Tensor
+        self.register_buffer("event_centre", torch.zeros(n_event_features))
+        self.register_buffer("event_spread", torch.ones(n_event_features))
 
     def forward(self, hit: Tensor, count: Tensor, event: Tensor, *, is_reference: bool = False) -> CrystalBall:
         """Parameters of each object, (object,) each.
@@ -235,11 +245,15 @@ class Drn(nn.Module):
                 x, key, at = _pool(x, key, near, at)
         # (node, width) -> (object, width)
         pooled = padded(x, at).masked_fill(~at.is_node.unsqueeze(2), -math.inf).amax(1)
-        y = torch.cat([pooled, event], 1)
+        y = torch.cat([pooled, self.scaled(event)], 1)
         for layer in self.output[:-1]:
             y = _elu_(layer(y))
         raw: Tensor = self.output[-1](y)
         return raw
+
+    def scaled(self, event: Tensor) -> Tensor:
+        """Event features of order 1, (object, G); what lies far out is moved in."""
+        return ((event - self.event_centre) / self.event_spread).clamp(-_FARTHEST, _FARTHEST)
 
     @staticmethod
     def parameters_of(raw: Tensor) -> CrystalBall:

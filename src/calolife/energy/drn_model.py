@@ -26,13 +26,13 @@ from calolife.energy.dnn import n_validation
 from calolife.energy.drn import Drn, infer
 from calolife.energy.drn_graph import rows_of
 from calolife.energy.features import EnergySample, FloatArray, Prediction, check_sample, check_training
-from calolife.energy.objects import EVENT_INPUTS, HIT_INPUTS, Objects, network_inputs
+from calolife.energy.objects import CRYSTAL_FEATURES, EVENT_INPUTS, HIT_INPUTS, Objects, network_inputs
 from calolife.energy.resolution import shortest_half
 from calolife.training import Epoch, find_devices, initialise, limit_threads, train
 
-__all__ = ["PUBLISHED", "DrnModel", "Probe", "fit_drn", "in_units", "objects_to_read"]
+__all__ = ["PUBLISHED", "DrnModel", "Probe", "event_inputs", "fit_drn", "in_units", "inputs_of", "objects_to_read"]
 
-PUBLISHED: dict[str, Any] = {"width": 64, "hidden": 128, "k": 16, "blocks": 2, "is_symmetric": True}
+PUBLISHED: dict[str, Any] = {"width": 64, "hidden": 128, "k": 16, "blocks": 2, "is_symmetric": True, "reads_features": False}
 """Arguments of `fit_drn` for the published network. Source: as `calolife.energy.drn.Drn`."""
 
 _LR, _BATCH, _EPOCHS = 2e-3, 256, 20  # chosen: on 14,400 electrons, of which it takes 24 epochs in batches of 128; 44 are no better
@@ -73,6 +73,8 @@ class DrnModel:
     width, hidden, k, blocks : int
     is_symmetric : bool
         Of the network, as `calolife.energy.drn.Drn`.
+    reads_features : bool
+        Whether it reads the features of the trees beside the hits.
     seed : int
     weights : mapping of str to float32 array
     scale : float
@@ -97,6 +99,7 @@ class DrnModel:
     k: int
     blocks: int
     is_symmetric: bool
+    reads_features: bool
     seed: int
     weights: dict[str, NDArray[np.float32]]
     scale: float
@@ -111,9 +114,14 @@ class DrnModel:
     @cached_property
     def net(self) -> Drn:
         """The network with its weights."""
-        net = _network(width=self.width, hidden=self.hidden, k=self.k, blocks=self.blocks, is_symmetric=self.is_symmetric, seed=self.seed)
+        net = _network(**{name: getattr(self, name) for name in _SIZES})
         net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in self.weights.items()})
         return net.eval()
+
+    @property
+    def event_inputs(self) -> tuple[str, ...]:
+        """Names of the columns of `Probe.event`."""
+        return event_inputs(reads_features=self.reads_features)
 
     def predict(self, sample: EnergySample, *, n_threads: int = 1) -> Prediction:
         """Energy and its uncertainty for each object, from its hits alone.
@@ -139,8 +147,9 @@ class DrnModel:
         energy, sigma = np.empty((2, objects.n_objects))
         for start in range(0, objects.n_objects, _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
-            some = objects if objects.n_objects <= _AT_ONCE else objects.select(np.arange(objects.n_objects)[part])
-            energy[part], sigma[part] = self.of_inputs(*network_inputs(some), raw_energy_gev=some.raw_energy_gev, n_threads=n_threads)
+            some = sample if objects.n_objects <= _AT_ONCE else sample.select(np.arange(objects.n_objects)[part])
+            inputs = inputs_of(some, reads_features=self.reads_features)
+            energy[part], sigma[part] = self.of_inputs(*inputs, raw_energy_gev=some.visible_mev / 1000.0, n_threads=n_threads)
         return Prediction(energy, sigma)
 
     def of_inputs(
@@ -165,7 +174,7 @@ class DrnModel:
         arrays |= {"loss": self.loss, "validation_loss": self.validation_loss}
         arrays |= {f"probe.{name}": value for name, value in vars(self.probe).items()}
         meta = {name: getattr(self, name) for name in _META}
-        return arrays, meta | {"hit_inputs": list(HIT_INPUTS), "event_inputs": list(EVENT_INPUTS)}
+        return arrays, meta | {"hit_inputs": list(HIT_INPUTS), "event_inputs": list(self.event_inputs)}
 
     @classmethod
     def from_state(cls, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> DrnModel:
@@ -176,12 +185,13 @@ class DrnModel:
         ValueError
             One that reads other inputs than this calolife makes, or weights of another network than it says.
         """
-        for name, now in (("hit_inputs", HIT_INPUTS), ("event_inputs", EVENT_INPUTS)):
+        now_event = event_inputs(reads_features=bool(meta["reads_features"]))
+        for name, now in (("hit_inputs", HIT_INPUTS), ("event_inputs", now_event)):
             if tuple(meta[name]) != now:
                 raise ValueError(f"the model reads {name} {', '.join(meta[name])}, this calolife makes {', '.join(now)}; train it again")
         of = {part: {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)} for part in ("net.", "probe.")}
         own = {name: kind(meta[name]) for name, kind in _META.items()}
-        sizes = {name: own[name] for name in ("width", "hidden", "k", "blocks", "is_symmetric", "seed")}
+        sizes = {name: own[name] for name in _SIZES}
         wanted = {name: tuple(weight.shape) for name, weight in _bare_network(**sizes).state_dict().items()}
         if {name: weight.shape for name, weight in of["net."].items()} != wanted:
             told = ", ".join(f"{name} {sizes[name]}" for name in ("width", "hidden", "blocks"))
@@ -194,8 +204,9 @@ class DrnModel:
 
 _META: dict[str, Callable[[Any], Any]] = {
     "width": int, "hidden": int, "k": int, "blocks": int, "is_symmetric": bool, "seed": int, "scale": float, "sigma_scale": float,
-    "best_epoch": int, "digest": str,
+    "best_epoch": int, "digest": str, "reads_features": bool,
 }  # fmt: skip
+_SIZES = ("width", "hidden", "k", "blocks", "is_symmetric", "reads_features", "seed")
 
 
 def fit_drn(
@@ -208,6 +219,7 @@ def fit_drn(
     k: int = 8,
     blocks: int = 2,
     is_symmetric: bool = False,
+    reads_features: bool = True,
     epochs: int = _EPOCHS,
     batch_size: int = _BATCH,
     lr: float = _LR,
@@ -229,6 +241,9 @@ def fit_drn(
     is_symmetric : bool
         As `calolife.energy.drn.Drn`. The default has half of the published width and neighbours, and resolves as well on 18,000
         electrons; the published network is ``**PUBLISHED``.
+    reads_features : bool
+        Give the features of the trees to the output layers, beside what is pooled from the hits and the published event features: ours,
+        not published. Each is centred and scaled by its mean and standard deviation over the objects trained on.
     epochs, batch_size : int
     lr : float
         Steps of AdamW fall from this to 0 along half a cosine.
@@ -257,7 +272,7 @@ def fit_drn(
     """
     objects = objects_to_read(sample)
     check_training(sample)
-    settings = {"width": width, "hidden": hidden, "k": k, "blocks": blocks}
+    settings: dict[str, Any] = {"width": width, "hidden": hidden, "k": k, "blocks": blocks}
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"{name} = {value} must be >= 1; published are {', '.join(f'{n} {PUBLISHED[n]}' for n in settings)}")
@@ -271,13 +286,17 @@ def fit_drn(
     order = np.random.default_rng(seed).permutation(sample.n_showers)
     n_checked = n_validation(sample.n_showers)
     checked, fitted = order[:n_checked], torch.from_numpy(order[n_checked:])
-    inputs = network_inputs(objects)
+    inputs = inputs_of(sample.select(at), reads_features=reads_features)
     columns = (*inputs, raw.astype(np.float32), np.log(raw / true).astype(np.float32))
     tensors = [*(torch.from_numpy(np.asarray(a)) for a in columns), fitted]
     batches = [_Batches(*(t.to(one) for t in tensors)) for one in devices]
     data = {b.hit.device: b for b in batches}
-    net = _network(**settings, is_symmetric=is_symmetric, seed=seed)
+    settings |= {"is_symmetric": is_symmetric, "reads_features": reads_features}
+    net = _network(**settings, seed=seed)
     initialise(net, seed=seed)
+    centre, spread = _scales(inputs[2][order[n_checked:]])
+    net.event_centre.copy_(torch.from_numpy(centre))
+    net.event_spread.copy_(torch.from_numpy(spread))
     judged = torch.from_numpy(checked).to(devices[0])
 
     twins = _twins(net) if devices[0].type == "cpu" else []
@@ -293,13 +312,13 @@ def fit_drn(
             net, loss, n_samples=fitted.numel(), epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=_WEIGHT_DECAY,
             clip_norm=_CLIP_NORM, schedule="cosine", validate=lambda: batches[0].loss(net, judged).item(), seed=seed, device=device,
             progress=progress, checkpoint_dir=checkpoint_dir,
-            identity=_identity(tensors, [*settings.values(), is_symmetric]),
+            identity=_identity(tensors, [*settings.values()]),
         )  # fmt: skip
     weights = {name: value.cpu().numpy().copy() for name, value in net.state_dict().items()}
-    some = objects.select(checked[:_N_PROBES])
-    probe = Probe(*network_inputs(some), some.raw_energy_gev)
+    some = sample.select(at[checked[:_N_PROBES]])
+    probe = Probe(*inputs_of(some, reads_features=reads_features), some.visible_mev / 1000.0)
     model = DrnModel(
-        **settings, is_symmetric=is_symmetric, seed=seed, weights=weights, scale=1.0, sigma_scale=1.0, loss=np.array(done.loss),
+        **settings, seed=seed, weights=weights, scale=1.0, sigma_scale=1.0, loss=np.array(done.loss),
         validation_loss=np.array(done.validation_loss), best_epoch=done.best_epoch, probe=probe,
         left_out_gev=np.full(sample.n_showers, np.nan), digest=objects.detector.digest,
     )  # fmt: skip
@@ -330,6 +349,39 @@ def in_units(shape: CrystalBall, raw_energy_gev: Tensor) -> CrystalBall:
     noise = _NOISE_GEV / raw_energy_gev
     unit = torch.sqrt(_STOCHASTIC_GEV_HALF**2 / raw_energy_gev + noise * noise + _CONSTANT**2) / _UNIT
     return shape._replace(mu=shape.mu * torch.sqrt(unit), sigma=shape.sigma * unit)
+
+
+def event_inputs(*, reads_features: bool) -> tuple[str, ...]:
+    """Names of the event features of a network."""
+    return (*EVENT_INPUTS, *CRYSTAL_FEATURES) if reads_features else EVENT_INPUTS
+
+
+def inputs_of(sample: EnergySample, *, reads_features: bool) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    """What a network reads of a sample: as `network_inputs`, with the features of the trees behind the event features if it reads them.
+
+    Raises
+    ------
+    ValueError
+        A sample without hits of crystals, or without the features.
+    """
+    hit, count, event = network_inputs(objects_to_read(sample))
+    if not reads_features:
+        return hit, count, event
+    check_sample(sample, n_layers=1, digest="", shape_names=CRYSTAL_FEATURES)
+    features = (
+        sample.shape if sample.shape_names == CRYSTAL_FEATURES else sample.shape[:, [sample.shape_names.index(n) for n in CRYSTAL_FEATURES]]
+    )
+    return hit, count, np.concatenate([event, features.astype(np.float32)], axis=1)
+
+
+def _scales(event: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What is taken off each event feature and what it is divided by, (feature,) each: the published ones are of order 1 already."""
+    centre, spread = np.zeros(event.shape[1], np.float32), np.ones(event.shape[1], np.float32)
+    n = len(EVENT_INPUTS)
+    centre[n:] = event[:, n:].mean(axis=0, dtype=np.float64)
+    found = event[:, n:].std(axis=0, dtype=np.float64)
+    spread[n:] = np.where(found > 0, found, 1.0)  # a feature that never varies tells nothing
+    return centre, spread
 
 
 def objects_to_read(sample: EnergySample, *, digest: str = "") -> Objects:
@@ -418,16 +470,17 @@ def _shared_loss(net: Drn, twins: Sequence[Drn], part: _Batches, index: Tensor, 
     return known
 
 
-def _network(*, width: int, hidden: int, k: int, blocks: int, is_symmetric: bool, seed: int) -> Drn:
+def _network(*, width: int, hidden: int, k: int, blocks: int, is_symmetric: bool, reads_features: bool, seed: int) -> Drn:
     """Network whose weights are not drawn: PyTorch's constructors would draw them from the global generator."""
-    net = _bare_network(width=width, hidden=hidden, k=k, blocks=blocks, is_symmetric=is_symmetric, seed=seed)
+    net = _bare_network(width=width, hidden=hidden, k=k, blocks=blocks, is_symmetric=is_symmetric, reads_features=reads_features, seed=seed)
     return net.to_empty(device="cpu")
 
 
-def _bare_network(*, width: int, hidden: int, k: int, blocks: int, is_symmetric: bool, seed: int) -> Drn:
+def _bare_network(*, width: int, hidden: int, k: int, blocks: int, is_symmetric: bool, reads_features: bool, seed: int) -> Drn:
     """Network whose weights have shapes and no memory."""
     with torch.device("meta"):
-        return Drn(len(HIT_INPUTS), len(EVENT_INPUTS), width=width, hidden=hidden, k=k, blocks=blocks, is_symmetric=is_symmetric, seed=seed)
+        n_event = len(event_inputs(reads_features=reads_features))
+        return Drn(len(HIT_INPUTS), n_event, width=width, hidden=hidden, k=k, blocks=blocks, is_symmetric=is_symmetric, seed=seed)
 
 
 def _peak_and_half_width(shape: CrystalBall) -> tuple[FloatArray, FloatArray]:

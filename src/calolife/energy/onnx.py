@@ -26,9 +26,9 @@ from torch.nn.functional import elu
 from calolife.energy.crystal_ball import CrystalBall
 from calolife.energy.drn import Drn
 from calolife.energy.drn_graph import cut_weights, keys, knn, match
-from calolife.energy.drn_model import DrnModel, in_units, objects_to_read
+from calolife.energy.drn_model import DrnModel, event_inputs, in_units, inputs_of, objects_to_read
 from calolife.energy.features import EnergySample, FloatArray, Prediction
-from calolife.energy.objects import EVENT_INPUTS, HIT_INPUTS, network_inputs
+from calolife.energy.objects import HIT_INPUTS
 from calolife.errors import FileFormatError, MissingExtraError
 
 __all__ = ["ExportCheck", "check_onnx", "export_onnx", "model_digest", "run_onnx"]
@@ -84,7 +84,7 @@ class _Padded(nn.Module):
                 x = torch.maximum(x, x.gather(1, partner.unsqueeze(2).expand(-1, -1, x.shape[2])))
                 key = torch.maximum(key, key.gather(1, partner))
         pooled = x.masked_fill(~is_node.unsqueeze(2), -math.inf).amax(1)  # (object, slot, width) -> (object, width)
-        y = torch.cat([pooled, event], 1)
+        y = torch.cat([pooled, net.scaled(event)], 1)
         for layer in net.output[:-1]:
             y = elu(layer(y))
         shape = in_units(net.parameters_of(net.output[-1](y)), raw_energy_gev)
@@ -212,7 +212,7 @@ def export_onnx(model: DrnModel, path: str | Path) -> None:
         del node.metadata_props[:]
     about = {
         "format": _FORMAT, "model": model_digest(model), "detector": model.digest, "k": str(model.k),
-        "hit_inputs": ",".join(HIT_INPUTS), "event_inputs": ",".join(EVENT_INPUTS),
+        "hit_inputs": ",".join(HIT_INPUTS), "event_inputs": ",".join(model.event_inputs),
     }  # fmt: skip
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, {f"calolife.{name}": value for name, value in about.items()})
@@ -255,7 +255,9 @@ def run_onnx(path: str | Path, sample: EnergySample, *, model: DrnModel | None =
     """
     session, about = _session(path, model=model, n_threads=n_threads)
     objects = objects_to_read(sample, digest=about["detector"])
-    energy, sigma = _answers(session, *network_inputs(objects), raw_energy_gev=objects.raw_energy_gev, k=int(about["k"]))
+    reads_features = about["event_inputs"] != ",".join(event_inputs(reads_features=False))
+    inputs = inputs_of(sample, reads_features=reads_features)
+    energy, sigma = _answers(session, *inputs, raw_energy_gev=objects.raw_energy_gev, k=int(about["k"]))
     return Prediction(energy, sigma)
 
 
@@ -296,9 +298,10 @@ def _session(path: str | Path, *, model: DrnModel | None, n_threads: int) -> tup
     about = {name.removeprefix("calolife."): value for name, value in props.items() if name.startswith("calolife.")}
     if about.get("format") != _FORMAT:
         raise FileFormatError(f"{path} was not written by this calolife's export; give the model.onnx of 'calolife energy export'")
-    for name, now in (("hit_inputs", HIT_INPUTS), ("event_inputs", EVENT_INPUTS)):
-        if about[name] != ",".join(now):
-            raise FileFormatError(f"{path} reads {name} {about[name]}, this calolife makes {','.join(now)}; export it again")
+    known = {"hit_inputs": (HIT_INPUTS,), "event_inputs": tuple(event_inputs(reads_features=on) for on in (True, False))}
+    for name, columns in known.items():
+        if about[name] not in [",".join(c) for c in columns]:
+            raise FileFormatError(f"{path} reads {name} {about[name]}, this calolife makes {','.join(columns[0])}; export it again")
     if model is not None and about["model"] != (wanted := model_digest(model)):
         raise ValueError(f"{path} is of model {about['model'][:8]}, not of {wanted[:8]}; export that model, or give the file's own")
     return session, about
