@@ -40,7 +40,7 @@ FloatArray = NDArray[np.float64]
 N_TRAIN, N_TEST, N_GEANT4, N_COLLISIONS, N_PAIRS = 200_000, 40_000, 4_000, 4_000, 10_000
 SEEDS = {"train": 61, "test": 62, "collisions": 63, "geant4": 661, "zee": 64}
 ENERGY, PILEUP = "1:300", "0:60"
-MODELS = ("sum", "bdt", "drn")
+MODELS = {"sum": (), "bdt": (), "drn": (), "drn-hits": ("--hits-only",), "blend": ()}  # with the options of each
 TUNE_MINUTES, N_TUNE, N_JUDGED = 6.0, 20_000, 6_000
 EDGES_GEV = (1.0, 30.0, 100.0, 200.0, 300.0)  # of the comparison of the engines
 NEED = {  # objects a second on two cores, at least; with what the publication had on its CPU
@@ -94,7 +94,7 @@ class Bench:
 
     def models(self) -> list[Path]:
         objects = self.electrons("train", N_TRAIN)
-        return [self.run(model, "energy", "train", str(objects), "--model", model) for model in MODELS]
+        return [self.run(m, "energy", "train", str(objects), "--model", m.split("-")[0], *how) for m, how in MODELS.items()]
 
 
 # --- the engines beside each other
@@ -214,8 +214,7 @@ def trial_of_drn(trial: Any, fitted: EnergySample, judged: EnergySample) -> tupl
 
     from calolife.energy.crystal_ball import crystal_ball_nll
     from calolife.energy.drn import infer
-    from calolife.energy.drn_model import fit_drn, in_units
-    from calolife.energy.objects import network_inputs
+    from calolife.energy.drn_model import fit_drn, in_units, inputs_of
 
     settings = {
         "width": trial.suggest_int("width", 24, 48, step=8),
@@ -228,7 +227,7 @@ def trial_of_drn(trial: Any, fitted: EnergySample, judged: EnergySample) -> tupl
     model = fit_drn(fitted, seed=1, epochs=12, n_threads=1, **settings)
     assert judged.objects is not None
     raw = judged.objects.raw_energy_gev
-    hit, count, event = (torch.from_numpy(a) for a in network_inputs(judged.objects))
+    hit, count, event = (torch.from_numpy(a) for a in inputs_of(judged, reads_features=True))
     shape = in_units(infer(model.net, hit, count=count, event=event), torch.from_numpy(raw.astype(np.float32)))
     y = torch.from_numpy(np.log(raw / judged.energy_gev).astype(np.float32))
     return float(crystal_ball_nll(shape, y).mean()), settings
@@ -289,8 +288,7 @@ def speed(bench: Bench) -> Json:
     import torch
 
     from calolife.energy.drn import infer
-    from calolife.energy.drn_model import PUBLISHED, fit_drn
-    from calolife.energy.objects import network_inputs
+    from calolife.energy.drn_model import PUBLISHED, fit_drn, inputs_of
 
     sample = read_energy_sample([bench.electrons("test", N_TEST)])
     sample = sample.select(np.arange(50_000) % sample.n_showers) if bench.scale == 1 else sample
@@ -310,7 +308,7 @@ def speed(bench: Bench) -> Json:
                     if way == "split":
                         model.predict(s, n_threads=n_threads)
                         return
-                    hit, count, event = (torch.from_numpy(a) for a in network_inputs(s.objects))  # type: ignore[arg-type]
+                    hit, count, event = (torch.from_numpy(a) for a in inputs_of(s, reads_features=model.reads_features))
                     infer(model.net, hit, count=count, event=event, is_reference=True)
 
                 answer(some[0])

@@ -203,12 +203,12 @@ def test_models_of_sums_and_shapes_read_crystals_too(model: str, objects: Path) 
 
 @pytest.mark.parametrize("model", ["dnn", "best"])
 def test_models_of_layers_say_what_reads_crystals(model: str, objects: Path) -> None:
-    says = f"model {model} reads layers, and these are objects in crystals; take uncalibrated, sum, linear, trees, bdt or drn"
+    says = f"model {model} reads layers, and these are objects in crystals; take uncalibrated, sum, linear, trees, bdt, drn or blend"
     with pytest.raises(ValueError, match=says):
         check_model(model, read_energy_sample([objects]))
 
 
-@pytest.mark.parametrize("model", ["bdt", "drn"])
+@pytest.mark.parametrize("model", ["bdt", "drn", "blend"])
 def test_models_of_crystals_say_what_reads_layers(model: str) -> None:
     layers = EnergySample(np.ones((30, 3)), np.linspace(1.0, 30.0, 30), np.full(30, 11))
     says = f"model {model} reads crystals, and these showers have layers; take uncalibrated, sum, linear, dnn, trees or best"
@@ -226,8 +226,9 @@ def test_layers_and_crystals_cannot_be_joined(objects: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--model sum --width 8", "--width belongs to --model drn, and the model is sum; drop it"),
-        ("--model bdt --epochs 5", "--epochs belongs to --model dnn or drn, and the model is bdt; drop it"),
+        ("--model sum --width 8", "--width belongs to --model drn or blend, and the model is sum; drop it"),
+        ("--model bdt --epochs 5", "--epochs belongs to --model dnn or drn or blend, and the model is bdt; drop it"),
+        ("--model bdt --hits-only", "--hits-only belongs to --model drn, and the model is bdt; drop it"),
         ("--layers 8", "--layers belongs to --model dnn, and the model is drn; drop it"),
         ("--model drn --dropout 0.1", "--dropout belongs to --model dnn, and the model is drn; drop it"),
         ("--model drn --width 99999", "--width 99999 is above 4096"),
@@ -261,4 +262,4 @@ def test_a_model_is_refused_on_another_detector(runs: dict, tmp_path: Path, caps
 
 
 def test_every_model_has_a_name_of_its_own() -> None:
-    assert list(MODELS)[-2:] == ["bdt", "drn"]
+    assert list(MODELS)[-3:] == ["bdt", "drn", "blend"]

@@ -43,7 +43,8 @@ _FEW_HELD_OUT = 10  # chosen: as many as a comparison of two models needs
 _CRYSTAL_DEFAULT = "drn"  # chosen: the network that the trees of crystals are compared with
 # the models that have an option
 _SETTINGS = {
-    "layers": ("dnn",), "dropout": ("dnn",), "epochs": ("dnn", "drn"), "width": ("drn",), "k": ("drn",), "blocks": ("drn",),
+    "layers": ("dnn",), "dropout": ("dnn",), "epochs": ("dnn", "drn", "blend"), "width": ("drn", "blend"), "k": ("drn", "blend"),
+    "blocks": ("drn", "blend"), "hits_only": ("drn",),
 }  # fmt: skip
 _MOST_WIDE = 4096  # chosen: three hidden layers of it still fit into memory
 _WANTED = "a run of 'calolife energy train'"
@@ -67,7 +68,7 @@ def train(
         typer.Option(
             "--model",
             show_default=False,
-            help=f"uncalibrated, sum, linear or trees; layers: dnn, best (default); crystals: bdt, drn ({_CRYSTAL_DEFAULT} by default).",
+            help=f"uncalibrated, sum, linear, trees; layers: dnn, best (default); crystals: bdt, drn, blend (default: {_CRYSTAL_DEFAULT}).",
         ),
     ] = None,
     hold_out: Annotated[float, typer.Option("--hold-out", help="Part of the showers kept from the fit and scored at the end.")] = 0.0,
@@ -90,6 +91,7 @@ def train(
     blocks: Annotated[
         int | None, typer.Option("--blocks", min=1, help="drn: times that hits are joined in pairs, 2.", show_default=False)
     ] = None,
+    hits_only: Annotated[bool, typer.Option("--hits-only", help="drn: without the features that bdt reads, as published.")] = False,
     particle: Particle = None,
     detector: DetectorName = None,
     seed: Seed = 0,
@@ -110,6 +112,7 @@ def train(
     from calolife.storage import save_model
 
     given = {"layers": layers, "dropout": dropout, "epochs": epochs, "width": width, "k": k, "blocks": blocks}
+    given["hits_only"] = hits_only or None
     network = {} if model is None else _network(model, given)
     if not (math.isfinite(hold_out) and 0 <= hold_out < 1):
         raise ValueError(f"--hold-out {hold_out:g} is no part of the showers; give a number from 0 to below 1, such as 0.2")
@@ -291,10 +294,12 @@ def _network(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     typed = {option: value for option, value in given.items() if value is not None}
     for option in typed:
         if model not in (owners := _SETTINGS[option]):
-            raise ValueError(f"--{option} belongs to --model {' or '.join(owners)}, and the model is {model}; drop it")
-    if model == "drn":
+            raise ValueError(f"--{option.replace('_', '-')} belongs to --model {' or '.join(owners)}, and the model is {model}; drop it")
+    if model in ("drn", "blend"):
         if typed.get("width", 0) > _MOST_WIDE:
             raise ValueError(f"--width {typed['width']} is above {_MOST_WIDE}; take less, such as the published 64")
+        if typed.pop("hits_only", False):
+            typed["reads_features"] = False
         # as wide within as between, like the default
         return typed | ({"hidden": typed["width"]} if "width" in typed else {})
     settings: dict[str, Any] = {"epochs": typed["epochs"]} if "epochs" in typed else {}

@@ -94,6 +94,12 @@ def _fit_drn(sample: EnergySample, **settings: Any) -> Any:
     return fit_drn(sample, **settings)
 
 
+def _fit_blend(sample: EnergySample, **settings: Any) -> Any:
+    from calolife.energy.blend import fit_blend  # loads torch and LightGBM
+
+    return fit_blend(sample, **settings)
+
+
 MODELS: dict[str, Callable[..., Any]] = {
     "uncalibrated": fit_uncalibrated,
     "sum": fit_sum,
@@ -103,11 +109,12 @@ MODELS: dict[str, Callable[..., Any]] = {
     "best": _fit_best,
     "bdt": _fit_bdt,
     "drn": _fit_drn,
+    "blend": _fit_blend,
 }
-"""The regressors, from the plainest; `best` won the cross-validation on Geant4 showers (benchmarks/energy.py); two for crystals."""
+"""The regressors, from the plainest; `best` won the cross-validation on Geant4 showers (benchmarks/energy.py); three for crystals."""
 
-_NETWORKS = ("dnn", "best", "drn")  # with a device, a progress and a checkpoint
-_LAYERS_ONLY, _CRYSTALS_ONLY = ("dnn", "best"), ("bdt", "drn")
+_NETWORKS = ("dnn", "best", "drn", "blend")  # with a device, a progress and a checkpoint
+_LAYERS_ONLY, _CRYSTALS_ONLY = ("dnn", "best"), ("bdt", "drn", "blend")
 
 
 def fit_energy(
@@ -124,8 +131,8 @@ def fit_energy(
 
     Parameters
     ----------
-    name : {"uncalibrated", "sum", "linear", "dnn", "trees", "best", "bdt", "drn"}
-        ``dnn`` and ``best`` read layers, ``bdt`` and ``drn`` objects in crystals, the others both.
+    name : {"uncalibrated", "sum", "linear", "dnn", "trees", "best", "bdt", "drn", "blend"}
+        ``dnn`` and ``best`` read layers, ``bdt``, ``drn`` and their mean ``blend`` objects in crystals, the others both.
     sample : EnergySample
         Training showers, nothing else.
     seed : int
@@ -216,8 +223,8 @@ def check_linearisable(name: str, sample: EnergySample) -> None:
     """
     if name == "uncalibrated":
         raise ValueError("model 'uncalibrated' is the visible energy as it is and cannot be linearised; take sum, or leave it as it is")
-    if name in ("dnn", "bdt", "drn"):
-        from calolife.energy.dnn import n_validation  # loads torch; all three judge a tenth
+    if name in ("dnn", "bdt", "drn", "blend"):
+        from calolife.energy.dnn import n_validation  # loads torch; all four judge a tenth
 
         if (n := n_validation(sample.n_showers)) < LEAST_SHOWERS:
             raise ValueError(
@@ -289,6 +296,10 @@ def _kind(name: str) -> Any:
         from calolife.energy.drn_model import DrnModel
 
         return DrnModel
+    if name == "blend":
+        from calolife.energy.blend import Blend
+
+        return Blend
     if name == "bdt":
         from calolife.energy.bdt import Bdt
 

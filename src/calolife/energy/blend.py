@@ -1,0 +1,135 @@
+"""Trees and network together: objects in crystals, measured by both.
+
+Loads torch and LightGBM: import it inside the function that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calolife.energy.bdt import Bdt, fit_bdt
+from calolife.energy.drn_model import DrnModel, fit_drn
+from calolife.energy.features import EnergySample, FloatArray, Prediction
+from calolife.energy.resolution import shortest_half
+from calolife.training import Epoch
+
+__all__ = ["Blend", "blend_of", "fit_blend"]
+
+
+@dataclass(frozen=True, eq=False)
+class Blend:
+    """Geometric mean of the energies that the trees and the network give; `fit_blend` makes it.
+
+    Parameters
+    ----------
+    bdt : Bdt
+    drn : DrnModel
+    scale, sigma_scale : float
+        As those of `Bdt` and `DrnModel`: of the energy and of its uncertainty, fitted on the validation objects.
+    left_out_gev : float array, (shower,) [GeV]
+        Energy of each validation object among the training objects, NaN for those trained on; not stored.
+    """
+
+    name: ClassVar[str] = "blend"
+    n_layers: ClassVar[int] = 1
+    bdt: Bdt
+    drn: DrnModel
+    scale: float
+    sigma_scale: float
+    left_out_gev: FloatArray
+
+    @property
+    def digest(self) -> str:
+        return self.drn.digest
+
+    def predict(self, sample: EnergySample) -> Prediction:
+        """Energy and its uncertainty for each object; raises what both models raise.
+
+        Notes
+        -----
+        The relative uncertainty is the mean of both, times `sigma_scale`. Equal weights: by 1 / sigma^2 of each object the
+        resolution of objects left out is the same.
+        """
+        made = [model.predict(sample) for model in (self.bdt, self.drn)]
+        energy = self.scale * np.exp(np.mean([np.log(m.energy_gev) for m in made], axis=0))
+        relative = np.mean([np.asarray(m.sigma_gev) / m.energy_gev for m in made], axis=0)
+        return Prediction(energy, self.sigma_scale * relative * energy)
+
+    def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Arrays and JSON-able rest, for storage."""
+        arrays: dict[str, NDArray[Any]] = {}
+        meta: dict[str, Any] = {"scale": self.scale, "sigma_scale": self.sigma_scale}
+        for model in (self.bdt, self.drn):
+            own, meta[model.name] = model.state()
+            arrays |= {f"{model.name}.{name}": value for name, value in own.items()}
+        return arrays, meta
+
+    @classmethod
+    def from_state(cls, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> Blend:
+        """The model that `state` described; raises what those of its models raise."""
+        of = {part: {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)} for part in ("bdt.", "drn.")}
+        models = Bdt.from_state(of["bdt."], meta["bdt"]), DrnModel.from_state(of["drn."], meta["drn"])
+        return cls(*models, float(meta["scale"]), float(meta["sigma_scale"]), np.empty(0))
+
+
+def fit_blend(
+    sample: EnergySample,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[Epoch], None] | None = None,
+    checkpoint_dir: Path | None = None,
+    **network: Any,
+) -> Blend:
+    """Fit the trees and the network to the same objects, and bring their mean to scale.
+
+    Parameters
+    ----------
+    sample : EnergySample
+        Training objects, nothing else; both models leave out the same tenth.
+    seed : int
+    device, progress, checkpoint_dir, network
+        As for `fit_drn`; the trees start over after a kill, the network goes on.
+
+    Returns
+    -------
+    Blend
+
+    Raises
+    ------
+    ValueError, NotConvergedError
+        As `fit_bdt` and `fit_drn`.
+    """
+    bdt = fit_bdt(sample, seed=seed, progress=progress)
+    drn = fit_drn(sample, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir, **network)
+    is_left_out = np.isfinite(bdt.left_out_gev) & np.isfinite(drn.left_out_gev)
+    return blend_of(bdt, drn, sample, is_left_out=is_left_out)
+
+
+def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample, *, is_left_out: NDArray[np.bool_]) -> Blend:
+    """The mean of two fitted models, brought to scale on the training objects that neither was fitted to.
+
+    Parameters
+    ----------
+    bdt : Bdt
+    drn : DrnModel
+    sample : EnergySample
+        What both were fitted to.
+    is_left_out : bool array, (shower,)
+        Its validation objects.
+    """
+    judged = sample.select(np.flatnonzero(is_left_out))
+    bare = Blend(bdt, drn, 1.0, 1.0, np.full(sample.n_showers, np.nan))
+    found = bare.predict(judged)
+    assert found.sigma_gev is not None
+    scale = float(1.0 / np.median(found.energy_gev / judged.energy_gev))
+    energy = scale * found.energy_gev
+    pull = (energy - judged.energy_gev) / (scale * found.sigma_gev)
+    bare.left_out_gev[is_left_out] = energy
+    return replace(bare, scale=scale, sigma_scale=float(shortest_half(np.sort(pull)[None])[0]))
