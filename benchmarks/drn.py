@@ -238,6 +238,18 @@ def trial_of_drn(trial: Any, fitted: EnergySample, judged: EnergySample) -> tupl
 
 # --- accuracy
 
+DROPPED = (
+    "particle",
+    "at",
+    "p_value",
+    "n_outside",
+    "why",
+    "mean_ratio",
+    "mean_ratio_low",
+    "mean_ratio_high",
+    "fit",
+)  # of a row: the runs keep them
+
 
 def accuracy(bench: Bench) -> Json:
     """All models on the test electrons, and on Geant4's."""
@@ -247,8 +259,13 @@ def accuracy(bench: Bench) -> Json:
         objects = bench.electrons(name, n, engine=engine)
         bench.run(f"{name}_scores", "energy", "evaluate", *models, "--on", str(objects), "--reference", "bdt")
         told = bench.told(f"{name}_scores")
-        found[name] = {"n": told["n"], "cruijff": told["cruijff"], "objects": {k: v for k, v in bench.told(f"{name}_objects").items()
-                       if isinstance(v, (int, float))}}  # fmt: skip
+        rows = [
+            {k: v for k, v in r.items() if k not in DROPPED}
+            for r in told["cruijff"]
+            if r["particle"] == "e-" and "all" in (r["eta_region"], r["variable"])
+        ]
+        counts = {k: v for k, v in bench.told(f"{name}_objects").items() if isinstance(v, (int, float))}
+        found[name] = {"n": told["n"], "objects": counts, "cruijff": rows}
     return found
 
 
@@ -320,7 +337,8 @@ def zee(bench: Bench) -> Json:
     models = [str(m) for m in bench.models() if m.name in ("bdt", "drn", "blend")]
     how = ("-n", bench.n(N_PAIRS), "--reference", "bdt", "--bootstrap", str(N_REPLICAS), "--seed", str(SEEDS["zee"]), "--workers", "2")
     bench.run("zee", "energy", "zee", *models, *how)
-    return bench.told("zee")
+    told = bench.told("zee")
+    return {**told, "results": [{k: v for k, v in r.items() if k not in DROPPED} for r in told["results"]], "run": "zee"}
 
 
 # --- speed
