@@ -6,14 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri
 
-__all__ = ["BALL_PARAMETERS", "ball_half_width", "ball_log_density", "ball_quantile", "ball_slopes"]
+__all__ = ["BALL_PARAMETERS", "ONE_SIGMA", "ball_half_width", "ball_log_density", "ball_quantile", "ball_slopes"]
 
 FloatArray = NDArray[np.float64]
 
 BALL_PARAMETERS: tuple[str, ...] = ("mean", "log_sigma", "log_n_left_1", "log_n_right_1")
 """What `ball_slopes` differentiates by: mean, ln sigma, ln(n_left - 1), ln(n_right - 1); none of them has a border."""
 
-_ONE_SIGMA = (0.15865525393145707, 0.8413447460685429)  # standard normal below -1 and +1
+ONE_SIGMA = (0.15865525393145707, 0.8413447460685429)
+"""Part of a standard normal below -1 and below +1."""
+
 _ROOT_2_PI = float(np.sqrt(2.0 * np.pi))
 
 
@@ -171,7 +173,7 @@ def ball_half_width(
     2.0
     """
     shape = {"sigma": sigma, "alpha_left": alpha_left, "n_left": n_left, "alpha_right": alpha_right, "n_right": n_right}
-    low, high = (ball_quantile(p, 0.0, **shape) for p in _ONE_SIGMA)
+    low, high = (ball_quantile(p, 0.0, **shape) for p in ONE_SIGMA)
     return 0.5 * (high - low)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from calolife.energy.ball import ball_half_width, ball_slopes
 from calolife.energy.features import EnergySample, FloatArray, Prediction, check_sample, check_training
 from calolife.energy.resolution import shortest_half
-from calolife.energy.trees import _must_be_whole
+from calolife.energy.trees import must_be_whole
 
 if TYPE_CHECKING:
     import lightgbm as lgb
@@ -93,7 +93,7 @@ class Bdt:
         import lightgbm as lgb
 
         for text in self.texts:
-            _must_be_whole(text)
+            must_be_whole(text)
         return [lgb.Booster(model_str=text) for text in self.texts]
 
     def parameters(self, sample: EnergySample) -> FloatArray:

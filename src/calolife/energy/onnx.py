@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import elu
 
+from calolife.energy.ball import ONE_SIGMA
 from calolife.energy.crystal_ball import CrystalBall
 from calolife.energy.drn import Drn
 from calolife.energy.drn_graph import cut_weights, keys, knn, match
@@ -37,7 +38,6 @@ _FORMAT = "calolife drn onnx 1"
 _OPSET = 18  # the first with all operations used here
 _PAIRS = 100_000  # chosen: pairs of hits held at once, 13 MB for each hidden layer of the default width
 _CLOSE = 1e-5  # chosen: single precision adds up to 1e-6
-_ONE_SIGMA = (0.15865525393145707, 0.8413447460685429)  # of a Gaussian at -1 and +1 sigma
 _INSTALL = 'pip install "calolife[onnx]"'
 
 
@@ -102,7 +102,7 @@ def _convolved(conv: nn.Module, x: Tensor, near: Tensor) -> Tensor:
 def _half_width(shape: CrystalBall) -> Tensor:
     """As `calolife.energy.ball.ball_half_width`, in operations that ONNX has."""
     left, right = (_area(a, n) for a, n in ((shape.alpha_left, shape.n_left), (shape.alpha_right, shape.n_right)))
-    below = torch.stack([share * (left + right) for share in _ONE_SIGMA])  # (quantile, object)
+    below = torch.stack([share * (left + right) for share in ONE_SIGMA])  # (quantile, object)
     above = (left + right) - below
     beyond = torch.stack([below, above], 1)  # (quantile, side, object)
     alpha, n = torch.stack([shape.alpha_left, shape.alpha_right]), torch.stack([shape.n_left, shape.n_right])  # (side, object)

@@ -17,7 +17,7 @@ from calolife.errors import FileFormatError
 if TYPE_CHECKING:
     import lightgbm as lgb
 
-__all__ = ["WITHIN", "Trees", "correction_columns", "correction_target", "fit_trees"]
+__all__ = ["WITHIN", "Trees", "correction_columns", "correction_target", "fit_trees", "must_be_whole"]
 
 _MEV_PER_GEV = 1000.0
 _LEAST_VISIBLE_MEV = 1e-3  # chosen: no cell reads as little, so it stands for nothing at all
@@ -81,7 +81,7 @@ class Trees:
         import lightgbm as lgb
 
         for text in (self.text, self.spread_text):
-            _must_be_whole(text)
+            must_be_whole(text)
         return lgb.Booster(model_str=self.text), lgb.Booster(model_str=self.spread_text)
 
     def predict(self, sample: EnergySample) -> Prediction:
@@ -237,7 +237,7 @@ def _text(booster: lgb.Booster) -> str:
     return str(booster.model_to_string(num_iteration=-1))
 
 
-def _must_be_whole(text: str) -> None:
+def must_be_whole(text: str) -> None:
     # LightGBM ends the process on a text that is cut; it writes the bytes of each tree in the head
     sizes = re.search(r"^tree_sizes=([\d ]*)$", text, flags=re.MULTILINE)
     start, end = text.find("\nTree=0\n"), text.find("end of trees")
