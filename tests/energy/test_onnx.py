@@ -61,7 +61,7 @@ def test_the_check_compares_the_objects_that_the_model_keeps(model: DrnModel, ru
 
 
 def test_the_file_of_another_model_is_refused(sample: EnergySample, model: DrnModel, run: Path) -> None:
-    other = replace(model, scale=1.001)
+    other = replace(model, scale=replace(model.scale, energy=model.scale.energy + 0.001))
     for refused in (lambda: run_onnx(run / "model.onnx", sample, model=other), lambda: check_onnx(other, run / "model.onnx")):
         with pytest.raises(ValueError, match=r"is of model .*, not of"):
             refused()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from calolife.energy.ball import ball_half_width, ball_slopes
 from calolife.energy.features import EnergySample, FloatArray, Prediction, check_sample, check_training
-from calolife.energy.resolution import shortest_half
+from calolife.energy.peak_scale import AS_IS, PeakScale, fit_peak_scale
 from calolife.energy.trees import must_be_whole
 
 if TYPE_CHECKING:
@@ -60,10 +60,8 @@ class Bdt:
         What the trees add to.
     unit : float
         Of the trees of the mean.
-    scale : float
-        Of the energy: makes the median of E' / E of the validation objects 1.
-    spread_scale : float
-        Of its uncertainty: makes the shortest interval with 68.3 % of their pulls two wide, as the scores measure it.
+    scale : PeakScale
+        Of energy and uncertainty, fitted on the validation objects.
     loss, validation_loss : float array, (round,)
         -ln of the likelihood of ln(E_true / E_raw), mean over the objects, in step 1.
     best_epoch : int
@@ -80,8 +78,7 @@ class Bdt:
     texts: tuple[str, ...]
     start: FloatArray
     unit: float
-    scale: float
-    spread_scale: float
+    scale: PeakScale
     loss: FloatArray
     validation_loss: FloatArray
     best_epoch: int
@@ -113,8 +110,8 @@ class Bdt:
     def predict(self, sample: EnergySample) -> Prediction:
         """Energy, the peak of each object's Crystal Ball, and its spread; raises what `parameters` raises."""
         found = self.parameters(sample)
-        energy = self.scale * np.maximum(sample.visible_mev, 0.0) / _MEV_PER_GEV * np.exp(found[:, 0])
-        return Prediction(energy, self.spread_scale * energy * _half_width(found))
+        energy = np.maximum(sample.visible_mev, 0.0) / _MEV_PER_GEV * np.exp(found[:, 0])
+        return self.scale.apply_to(Prediction(energy, energy * _half_width(found)))
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and JSON-able rest, for storage."""
@@ -122,15 +119,15 @@ class Bdt:
             name: np.frombuffer(t.encode(), dtype=np.uint8) for name, t in zip(_NAMES, self.texts, strict=True)
         }
         arrays |= {"start": self.start, "loss": self.loss, "validation_loss": self.validation_loss}
-        meta = {"shape_names": list(self.shape_names), "unit": self.unit, "scale": self.scale}
-        return arrays, meta | {"spread_scale": self.spread_scale, "best_epoch": self.best_epoch, "digest": self.digest}
+        meta = {"shape_names": list(self.shape_names), "unit": self.unit, "best_epoch": self.best_epoch, "digest": self.digest}
+        return arrays | self.scale.state(), meta
 
     @classmethod
     def from_state(cls, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> Bdt:
         """The model that `state` described."""
         return cls(
             tuple(str(name) for name in meta["shape_names"]), tuple(arrays[name].tobytes().decode() for name in _NAMES), arrays["start"],
-            float(meta["unit"]), float(meta["scale"]), float(meta["spread_scale"]), arrays["loss"], arrays["validation_loss"],
+            float(meta["unit"]), PeakScale.from_state(arrays), arrays["loss"], arrays["validation_loss"],
             int(meta["best_epoch"]), np.empty(0), str(meta["digest"]),
         )  # fmt: skip
 
@@ -191,8 +188,8 @@ def fit_bdt(
     difference in likelihood or resolution (16,000 electrons). Steps by the expected curvature instead of a line search. At the end of
     step 1 the mean goes on alone, as the likelihood of all four rests before it: about 1 % in the resolution, cross-validated on
     16,000 electrons. Without `realistic`, step 3 looks at means by trees that did
-    not see the object (two folds): a width about known objects would be too small. One factor calibrates sigma(E),
-    half of q84 - q16 of the Crystal Ball, on the validation objects.
+    not see the object (two folds): a width about known objects would be too small. Energy and sigma(E), half of
+    q84 - q16 of the Crystal Ball, are brought to scale on the validation objects (`fit_peak_scale`).
 
     Few objects draw the widths together: where sigma(E) varies by a factor of four, pulls at both ends are 0.9 and 1.1 wide
     with 4,000 objects and within 4 % of 1 with 20,000 (toy).
@@ -250,16 +247,13 @@ def fit_bdt(
     boosters = (joint.boosters[0], *widths.boosters)
     left_out = np.full(sample.n_showers, np.nan)
     model = Bdt(
-        sample.shape_names, tuple(_text(b) for b in boosters), np.array([start[0], *centre[1:]]), unit, 1.0, 1.0, np.array(joint.loss),
+        sample.shape_names, tuple(_text(b) for b in boosters), np.array([start[0], *centre[1:]]), unit, AS_IS, np.array(joint.loss),
         np.array(joint.validation_loss), joint.n_rounds, left_out, sample.digest,
     )  # fmt: skip
     judged = sample.select(at[checked]) if realistic is None else realistic.select(at_3[checked_3])
-    found = model.predict(judged)
-    assert found.sigma_gev is not None
-    scale = float(1.0 / np.median(found.energy_gev / judged.energy_gev))
-    pull = (scale * found.energy_gev - judged.energy_gev) / (scale * found.sigma_gev)
-    left_out[at[checked]] = scale * model.predict(sample.select(at[checked])).energy_gev
-    return replace(model, scale=scale, spread_scale=float(shortest_half(np.sort(pull)[None])[0]))
+    model = replace(model, scale=fit_peak_scale(model.predict(judged), judged.energy_gev))
+    left_out[at[checked]] = model.predict(sample.select(at[checked])).energy_gev
+    return model
 
 
 @dataclass(frozen=True, eq=False)

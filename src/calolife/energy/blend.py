@@ -6,7 +6,7 @@ Loads torch and LightGBM: import it inside the function that needs it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calolife.energy.bdt import Bdt, fit_bdt
 from calolife.energy.drn_model import DrnModel, fit_drn
 from calolife.energy.features import EnergySample, FloatArray, Prediction
-from calolife.energy.resolution import shortest_half
+from calolife.energy.peak_scale import PeakScale, fit_peak_scale
 from calolife.training import Epoch
 
 __all__ = ["Blend", "blend_of", "fit_blend"]
@@ -30,8 +30,8 @@ class Blend:
     ----------
     bdt : Bdt
     drn : DrnModel
-    scale, sigma_scale : float
-        As those of `Bdt` and `DrnModel`: of the energy and of its uncertainty, fitted on the validation objects.
+    scale : PeakScale
+        Of the mean, fitted on the validation objects.
     left_out_gev : float array, (shower,) [GeV]
         Energy of each validation object among the training objects, NaN for those trained on; not stored.
     """
@@ -40,8 +40,7 @@ class Blend:
     n_layers: ClassVar[int] = 1
     bdt: Bdt
     drn: DrnModel
-    scale: float
-    sigma_scale: float
+    scale: PeakScale
     left_out_gev: FloatArray
 
     @property
@@ -53,18 +52,14 @@ class Blend:
 
         Notes
         -----
-        The relative uncertainty is the mean of both, times `sigma_scale`. Equal weights: by 1 / sigma^2 of each object the
+        The relative uncertainty is the mean of both, before `scale`. Equal weights: by 1 / sigma^2 of each object the
         resolution of objects left out is the same.
         """
-        made = [model.predict(sample) for model in (self.bdt, self.drn)]
-        energy = self.scale * np.exp(np.mean([np.log(m.energy_gev) for m in made], axis=0))
-        relative = np.mean([np.asarray(m.sigma_gev) / m.energy_gev for m in made], axis=0)
-        return Prediction(energy, self.sigma_scale * relative * energy)
+        return self.scale.apply_to(_mean(self.bdt, self.drn, sample))
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and JSON-able rest, for storage."""
-        arrays: dict[str, NDArray[Any]] = {}
-        meta: dict[str, Any] = {"scale": self.scale, "sigma_scale": self.sigma_scale}
+        arrays, meta = self.scale.state(), dict[str, Any]()
         for model in (self.bdt, self.drn):
             own, meta[model.name] = model.state()
             arrays |= {f"{model.name}.{name}": value for name, value in own.items()}
@@ -75,7 +70,7 @@ class Blend:
         """The model that `state` described; raises what those of its models raise."""
         of = {part: {k.removeprefix(part): v for k, v in arrays.items() if k.startswith(part)} for part in ("bdt.", "drn.")}
         models = Bdt.from_state(of["bdt."], meta["bdt"]), DrnModel.from_state(of["drn."], meta["drn"])
-        return cls(*models, float(meta["scale"]), float(meta["sigma_scale"]), np.empty(0))
+        return cls(*models, PeakScale.from_state(arrays), np.empty(0))
 
 
 def fit_blend(
@@ -125,11 +120,15 @@ def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample, *, is_left_out: NDAr
         Its validation objects.
     """
     judged = sample.select(np.flatnonzero(is_left_out))
-    bare = Blend(bdt, drn, 1.0, 1.0, np.full(sample.n_showers, np.nan))
-    found = bare.predict(judged)
-    assert found.sigma_gev is not None
-    scale = float(1.0 / np.median(found.energy_gev / judged.energy_gev))
-    energy = scale * found.energy_gev
-    pull = (energy - judged.energy_gev) / (scale * found.sigma_gev)
-    bare.left_out_gev[is_left_out] = energy
-    return replace(bare, scale=scale, sigma_scale=float(shortest_half(np.sort(pull)[None])[0]))
+    found = _mean(bdt, drn, judged)
+    scale = fit_peak_scale(found, judged.energy_gev)
+    left_out = np.full(sample.n_showers, np.nan)
+    left_out[is_left_out] = scale.apply_to(found).energy_gev
+    return Blend(bdt, drn, scale, left_out)
+
+
+def _mean(bdt: Bdt, drn: DrnModel, sample: EnergySample) -> Prediction:
+    made = [model.predict(sample) for model in (bdt, drn)]
+    energy = np.exp(np.mean([np.log(m.energy_gev) for m in made], axis=0))
+    relative = np.mean([np.asarray(m.sigma_gev) / m.energy_gev for m in made], axis=0)
+    return Prediction(energy, relative * energy)

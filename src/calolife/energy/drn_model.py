@@ -27,7 +27,7 @@ from calolife.energy.drn import Drn, infer
 from calolife.energy.drn_graph import rows_of
 from calolife.energy.features import EnergySample, FloatArray, Prediction, check_sample, check_training
 from calolife.energy.objects import CRYSTAL_FEATURES, EVENT_INPUTS, HIT_INPUTS, Objects, network_inputs
-from calolife.energy.resolution import shortest_half
+from calolife.energy.peak_scale import AS_IS, PeakScale, fit_peak_scale
 from calolife.training import Epoch, find_devices, initialise, limit_threads, train
 
 __all__ = ["PUBLISHED", "DrnModel", "Probe", "event_inputs", "fit_drn", "in_units", "inputs_of", "objects_to_read"]
@@ -77,10 +77,8 @@ class DrnModel:
         Whether it reads the features of the trees beside the hits.
     seed : int
     weights : mapping of str to float32 array
-    scale : float
-        Of the energy: makes the median of E' / E of the validation objects 1.
-    sigma_scale : float
-        Of its uncertainty: makes the shortest interval with 68.3 % of their pulls two wide, as the scores measure it.
+    scale : PeakScale
+        Of energy and uncertainty, fitted on the validation objects.
     loss, validation_loss : float array, (epoch,)
         Mean -ln of the density at ln(E_raw / E_true) in each epoch; that of the training is of weights on the move.
     best_epoch : int
@@ -102,8 +100,7 @@ class DrnModel:
     reads_features: bool
     seed: int
     weights: dict[str, NDArray[np.float32]]
-    scale: float
-    sigma_scale: float
+    scale: PeakScale
     loss: FloatArray
     validation_loss: FloatArray
     best_epoch: int
@@ -139,8 +136,8 @@ class DrnModel:
 
         Notes
         -----
-        E = E_raw exp(-mu) and sigma(E) = E times half of what lies between the 15.87 and 84.13 % quantiles of the Crystal Ball, each
-        times one factor fitted on the validation objects. In another company an object may have another energy, by 1e-6 of it:
+        E = E_raw exp(-mu) and sigma(E) = E times half of what lies between the 15.87 and 84.13 % quantiles of the Crystal Ball, both
+        brought to scale on the validation objects (`fit_peak_scale`). In another company an object may have another energy, by 1e-6 of it:
         a matrix product rounds by its size.
         """
         objects = objects_to_read(sample, digest=self.digest)
@@ -149,7 +146,8 @@ class DrnModel:
             part = slice(start, start + _AT_ONCE)
             some = sample if objects.n_objects <= _AT_ONCE else sample.select(np.arange(objects.n_objects)[part])
             inputs = inputs_of(some, reads_features=self.reads_features)
-            energy[part], sigma[part] = self.of_inputs(*inputs, raw_energy_gev=some.visible_mev / 1000.0, n_threads=n_threads)
+            found = self.of_inputs(*inputs, raw_energy_gev=some.visible_mev / 1000.0, n_threads=n_threads)
+            energy[part], sigma[part] = found.energy_gev, found.sigma_gev
         return Prediction(energy, sigma)
 
     def of_inputs(
@@ -160,19 +158,20 @@ class DrnModel:
         *,
         raw_energy_gev: FloatArray,
         n_threads: int = 1,
-    ) -> tuple[FloatArray, FloatArray]:
-        """Energy and its uncertainty, (object,) [GeV] each, from what `network_inputs` gives."""
+    ) -> Prediction:
+        """Energy and its uncertainty from what `network_inputs` gives."""
         hits, counts, events = (torch.from_numpy(np.ascontiguousarray(a)) for a in (hit, count, event))
         raw = torch.from_numpy(raw_energy_gev.astype(np.float32))
         mu, half = _peak_and_half_width(in_units(infer(self.net, hits, count=counts, event=events, n_threads=n_threads), raw))
-        energy = self.scale * raw_energy_gev * np.exp(-mu)
-        return energy, self.sigma_scale * energy * half
+        energy = raw_energy_gev * np.exp(-mu)
+        return self.scale.apply_to(Prediction(energy, energy * half))
 
     def state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and JSON-able rest, for storage."""
         arrays: dict[str, NDArray[Any]] = {f"net.{name}": value for name, value in self.weights.items()}
         arrays |= {"loss": self.loss, "validation_loss": self.validation_loss}
         arrays |= {f"probe.{name}": value for name, value in vars(self.probe).items()}
+        arrays |= self.scale.state()
         meta = {name: getattr(self, name) for name in _META}
         return arrays, meta | {"hit_inputs": list(HIT_INPUTS), "event_inputs": list(self.event_inputs)}
 
@@ -198,12 +197,12 @@ class DrnModel:
             raise ValueError(f"the model is damaged: its weights are not those of a network of {told}; train it again")
         return cls(
             **own, weights=of["net."], probe=Probe(**of["probe."]), loss=arrays["loss"], validation_loss=arrays["validation_loss"],
-            left_out_gev=np.empty(0),
+            scale=PeakScale.from_state(arrays), left_out_gev=np.empty(0),
         )  # fmt: skip
 
 
 _META: dict[str, Callable[[Any], Any]] = {
-    "width": int, "hidden": int, "k": int, "blocks": int, "is_symmetric": bool, "seed": int, "scale": float, "sigma_scale": float,
+    "width": int, "hidden": int, "k": int, "blocks": int, "is_symmetric": bool, "seed": int,
     "best_epoch": int, "digest": str, "reads_features": bool,
 }  # fmt: skip
 _SIZES = ("width", "hidden", "k", "blocks", "is_symmetric", "reads_features", "seed")
@@ -268,7 +267,7 @@ def fit_drn(
     -----
     The likelihood of ln(E_raw / E_true) under a double-sided Crystal Ball, all six parameters of which the network gives for each
     object, sigma and mu in the units of `in_units` (ours, not published). The inputs are scaled by fixed numbers: nothing is
-    fitted to the sample but the weights and, on the tenth, two factors.
+    fitted to the sample but the weights and, on the tenth, the scale of energy and sigma (`fit_peak_scale`).
     """
     objects = objects_to_read(sample)
     check_training(sample)
@@ -318,17 +317,14 @@ def fit_drn(
     some = sample.select(at[checked[:_N_PROBES]])
     probe = Probe(*inputs_of(some, reads_features=reads_features), some.visible_mev / 1000.0)
     model = DrnModel(
-        **settings, seed=seed, weights=weights, scale=1.0, sigma_scale=1.0, loss=np.array(done.loss),
+        **settings, seed=seed, weights=weights, scale=AS_IS, loss=np.array(done.loss),
         validation_loss=np.array(done.validation_loss), best_epoch=done.best_epoch, probe=probe,
         left_out_gev=np.full(sample.n_showers, np.nan), digest=objects.detector.digest,
     )  # fmt: skip
     found = model.predict(sample.select(at[checked]))
-    assert found.sigma_gev is not None
-    scale = float(1.0 / np.median(found.energy_gev / true[checked]))
-    energy = scale * found.energy_gev
-    pull = (energy - true[checked]) / (scale * found.sigma_gev)
-    model.left_out_gev[at[checked]] = energy
-    return replace(model, scale=scale, sigma_scale=float(shortest_half(np.sort(pull)[None])[0]))
+    scale = fit_peak_scale(found, true[checked])
+    model.left_out_gev[at[checked]] = scale.apply_to(found).energy_gev
+    return replace(model, scale=scale)
 
 
 def in_units(shape: CrystalBall, raw_energy_gev: Tensor) -> CrystalBall:

@@ -65,7 +65,7 @@ class _Padded(nn.Module):
 
     def __init__(self, model: DrnModel) -> None:
         super().__init__()
-        self.net, self.scale, self.sigma_scale = model.net, model.scale, model.sigma_scale
+        self.net, self.scale = model.net, model.scale
 
     def forward(self, hit: Tensor, count: Tensor, event: Tensor, raw_energy_gev: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(object, slot, F), (object,), (object, G), (object,) -> three times (object,)"""
@@ -88,8 +88,19 @@ class _Padded(nn.Module):
         for layer in net.output[:-1]:
             y = elu(layer(y))
         shape = in_units(net.parameters_of(net.output[-1](y)), raw_energy_gev)
-        energy = self.scale * raw_energy_gev * torch.exp(-shape.mu)
-        return energy, self.sigma_scale * energy * _half_width(shape), shape.mu
+        energy = raw_energy_gev * torch.exp(-shape.mu)
+        at = torch.log(energy)
+        scaled = energy * torch.exp(_between(at, *self.scale.energy))
+        sigma_scale = torch.exp(_between(at, *self.scale.sigma))
+        return scaled, sigma_scale * scaled * _half_width(shape), shape.mu
+
+
+def _between(x: Tensor, knots: FloatArray, values: FloatArray) -> Tensor:
+    """As `numpy.interp`: a sum of ramps, since ONNX has no search."""
+    found = torch.full_like(x, float(values[0]))
+    for low, high, rise in zip(knots[:-1], knots[1:], np.diff(values), strict=True):
+        found = found + float(rise / (high - low)) * (x.clamp(float(low), float(high)) - float(low))
+    return found
 
 
 def _convolved(conv: nn.Module, x: Tensor, near: Tensor) -> Tensor:
@@ -276,8 +287,10 @@ def check_onnx(model: DrnModel, path: str | Path) -> ExportCheck:
     """
     session, about = _session(path, model=model, n_threads=1)
     p = model.probe
-    ours = model.of_inputs(p.hit, p.count, p.event, raw_energy_gev=p.raw_energy_gev)
+    found = model.of_inputs(p.hit, p.count, p.event, raw_energy_gev=p.raw_energy_gev)
     theirs = _answers(session, p.hit, p.count, p.event, raw_energy_gev=p.raw_energy_gev, k=int(about["k"]))
+    assert found.sigma_gev is not None
+    ours = found.energy_gev, found.sigma_gev
     apart = np.max([np.abs(b / a - 1.0) for a, b in zip(ours, theirs, strict=True)], axis=0)
     return ExportCheck(apart.size, int(np.count_nonzero(~(apart <= _CLOSE))), float(apart.max()))
 
