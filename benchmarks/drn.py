@@ -1,16 +1,18 @@
 """Electrons in crystals, from showers to the Z peak: the network beside the trees and a scaled sum, on the same objects.
 
     python benchmarks/drn.py WORK                      # everything, some hours; what WORK holds already is kept
-    python benchmarks/drn.py WORK --only speed         # or agreement, tune, accuracy, limits, zee; one or several
+    python benchmarks/drn.py WORK --only speed         # or agreement, tune, accuracy, photons, limits, zee; one or several
     python benchmarks/drn.py WORK --quick              # a smoke test of every part: hundreds of electrons
 
-Each step is a command of calolife with the seeds below, kept as a run in WORK: 200,000 electrons of the fast engine to train on,
-40,000 to test, 4,000 of Geant4 (with its data in GEANT4_DATA_DIR; left out without), flat from 1 to 300 GeV, all over the barrel,
-with 0 to 60 collisions of pileup. `agreement` compares the two engines before any readout: what the simulation was frozen on before a
-model was trained. `tune` gives the trees and the network the same CPU time for their settings, on training
-electrons alone; `accuracy` trains with the defaults. `limits` asks
-where the information is: how well the trees and the network do with fewer electrons, and what the trees would do if they were told
-parts of the truth.
+Each step is a command of calolife with the seeds below, kept as a run in WORK: 200,000 electrons and positrons of the fast engine to
+train on, 40,000 to test, 4,000 electrons of Geant4 (with its data in GEANT4_DATA_DIR), flat from 1 to 300 GeV, all over the barrel, with
+0 to 60 collisions of pileup. `photons` does with 100,000 and 20,000 photons what `accuracy` does with electrons.
+
+`agreement` compares the two engines before any readout: what the simulation was frozen on before a model was trained. `tune` gives the
+trees and the network the same CPU time for their settings, on training electrons alone; `accuracy` trains with the defaults. `limits` asks
+where the information is: how well the trees and the network do with fewer electrons, and what the trees would do if they were told parts
+of the truth.
+
 Times are wall time on the cores that PyTorch may use, with two threads where a row says so.
 """
 
@@ -21,8 +23,10 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -35,20 +39,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calolife.energy.blend import blend_of
 from calolife.energy.features import EnergySample
+from calolife.energy.models import load_energy_model
 from calolife.energy.samples import read_energy_sample
+from calolife.storage import save_model
 
 Json = dict[str, Any]
 FloatArray = NDArray[np.float64]
 
 N_TRAIN, N_TEST, N_GEANT4, N_COLLISIONS, N_PAIRS = 200_000, 40_000, 4_000, 4_000, 6_000
+N_TRAIN_PHOTONS, N_TEST_PHOTONS = 100_000, 20_000
 N_REPLICAS = 40
 SEEDS = {
     "train": 61, "test": 65, "geant4": 661, "collisions": 63, "test_collisions": 66, "zee": 64, "train_photons": 71, "test_photons": 75,
 }  # fmt: skip
 BOTH_CHARGES = "mix:e-=0.5,e+=0.5"
 ENERGY, PILEUP = "1:300", "0:60"
-MODELS = {"sum": (), "bdt": (), "drn": (), "drn-hits": ("--hits-only",), "blend": ()}  # with the options of each
+MODELS = {"sum": (), "bdt": (), "drn": (), "drn-hits": ("--hits-only",)}  # with the options of each
 TUNE_MINUTES, N_TUNE, N_JUDGED = 12.0, 20_000, 6_000
 EDGES_GEV = (1.0, 30.0, 100.0, 200.0, 300.0)  # of the comparison of the engines
 NEED = {  # objects a second on two cores, at least; with what the publication had on its CPU
@@ -100,8 +108,26 @@ class Bench:
         return self.run(f"{name}_objects", "showers", "cluster", str(rechits), "--only-matched")
 
     def models(self) -> list[Path]:
+        """Of electrons."""
         objects = self.objects("train", N_TRAIN)
-        return [self.run(m, "energy", "train", str(objects), "--model", m.split("-")[0], *how) for m, how in MODELS.items()]
+        runs = [self.run(m, "energy", "train", str(objects), "--model", m.split("-")[0], *how) for m, how in MODELS.items()]
+        return [*runs, self.blend("blend", objects, runs[1], runs[2])]
+
+    def photon_models(self) -> list[Path]:
+        objects = self.objects("train_photons", N_TRAIN_PHOTONS, particle="gamma")
+        runs = [self.run(f"{m}-photons", "energy", "train", str(objects), "--model", m) for m in ("sum", "bdt", "drn")]
+        return [*runs, self.blend("blend-photons", objects, runs[1], runs[2])]
+
+    def blend(self, name: str, objects: Path, bdt: Path, drn: Path) -> Path:
+        """What `energy train --model blend` fits, of two models that are there already: a fit repeats to the same numbers."""
+        out = self.work / name
+        if not out.with_suffix(".json").exists():
+            shutil.copytree(bdt, out, dirs_exist_ok=True)
+            models = load_energy_model(bdt), load_energy_model(drn)
+            save_model(blend_of(*models, read_energy_sample([objects])), out)
+            seconds = sum(self.told(m.name)["fit_seconds"] for m in (bdt, drn))
+            out.with_suffix(".json").write_text(json.dumps({"fit_seconds": seconds}), encoding="utf-8")
+        return out
 
 
 # --- the engines beside each other
@@ -140,7 +166,7 @@ def around_hottest(path: Path) -> tuple[dict[str, FloatArray], FloatArray]:
 
 def agreement(bench: Bench) -> Json:
     """Fast over Geant4: mean, median and effective sigma of each quantity in bins of energy, with their errors."""
-    bench.objects("geant4", N_GEANT4, engine="geant4")
+    bench.objects("geant4", N_GEANT4, particle="e-", engine="geant4")
     bench.objects("test", N_TEST)
     (slow, slow_gev), (fast, fast_gev) = (around_hottest(bench.work / f"{name}_showers") for name in ("geant4", "test"))
     rng = np.random.default_rng(1)
@@ -263,20 +289,35 @@ DROPPED = (
 
 def accuracy(bench: Bench) -> Json:
     """All models on the test electrons, and on Geant4's."""
-    models = [str(m) for m in bench.models()]
-    found: Json = {"fit_seconds": {m: bench.told(m)["fit_seconds"] for m in MODELS}}
-    for name, n, engine in (("test", N_TEST, "fast"), ("geant4", N_GEANT4, "geant4")):
-        objects = bench.objects(name, n, engine=engine)
-        bench.run(f"{name}_scores", "energy", "evaluate", *models, "--on", str(objects), "--reference", "bdt")
-        told = bench.told(f"{name}_scores")
-        rows = [
-            {k: v for k, v in r.items() if k not in DROPPED}
-            for r in told["cruijff"]
-            if r["particle"] == "e-" and "all" in (r["eta_region"], r["variable"])
-        ]
-        counts = {k: v for k, v in bench.told(f"{name}_objects").items() if isinstance(v, (int, float))}
-        found[name] = {"n": told["n"], "objects": counts, "cruijff": rows}
-    return found
+    models = bench.models()
+    found: Json = {"fit_seconds": {m.name: bench.told(m.name)["fit_seconds"] for m in models}}
+    bench.objects("test", N_TEST)
+    bench.objects("geant4", N_GEANT4, particle="e-", engine="geant4")
+    return found | {name: scores(bench, name, models) for name in ("test", "geant4")}
+
+
+def photons(bench: Bench) -> Json:
+    """The same with photons: trained on photons, and what the models of electrons say of them."""
+    own = bench.photon_models()
+    bench.objects("test_photons", N_TEST_PHOTONS, particle="gamma")
+    found: Json = {"fit_seconds": {m.name: bench.told(m.name)["fit_seconds"] for m in own}}
+    models = [*own, *(m for m in bench.models() if m.name == "blend")]
+    return found | {"test": scores(bench, "test_photons", models, reference="bdt-photons")}
+
+
+def scores(bench: Bench, name: str, models: list[Path], *, reference: str = "bdt") -> Json:
+    """Cruijff rows of all models on the objects of this sample."""
+    objects = bench.work / f"{name}_objects"
+    bench.run(f"{name}_scores", "energy", "evaluate", *map(str, models), "--on", str(objects), "--reference", reference)
+    told = bench.told(f"{name}_scores")
+    particles = {r["particle"] for r in told["cruijff"]}
+    rows = [
+        {k: v for k, v in r.items() if k not in DROPPED}
+        for r in told["cruijff"]
+        if (r["particle"] == "all" or len(particles) == 1) and "all" in (r["eta_region"], r["variable"])
+    ]
+    counts = {k: v for k, v in bench.told(f"{name}_objects").items() if isinstance(v, (int, float))}
+    return {"n": told["n"], "objects": counts, "cruijff": rows}
 
 
 def limits(bench: Bench) -> Json:
@@ -403,11 +444,41 @@ def speed(bench: Bench) -> Json:
             best[f"{r['model']} {r['batch']}"] = max(best[f"{r['model']} {r['batch']}"], r["per_second"])
     needs = [{"what": k, "per_second": best.get(k, float("nan")), "needed": need, "published": said} for k, (need, said) in NEED.items()]
     needs.append({"what": "epoch", "minutes": min(e["minutes_per_epoch_of_200000"] for e in epochs), "needed": NEED_EPOCH_MINUTES})
-    return {"rows": rows, "epochs": epochs, "targets": needs}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        memory = [pool.submit(memory_of, bench.work / "test_objects", n).result() for n in (12_500, 25_000, 50_000)]
+    return {"rows": rows, "epochs": epochs, "targets": needs, "memory": memory}
+
+
+def memory_of(path: Path, n: int) -> Json:
+    """Memory of a process of its own, with n objects in memory and at most while the network reads them all at once."""
+    import psutil
+
+    from calolife.energy.drn_model import fit_drn
+
+    sample = read_energy_sample([path])
+    model = fit_drn(sample.select(np.arange(200)), epochs=1)
+    sample = sample.select(np.arange(n) % sample.n_showers)
+    model.predict(sample.select(np.arange(100)))
+    process = psutil.Process()
+    before, most, is_done = process.memory_info().rss, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not is_done.wait(0.02):
+            most = max(most, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    model.predict(sample)
+    is_done.set()
+    watcher.join()
+    row = {"objects": n, "hits": int(sample.objects.cell.size), "before_mb": before / 1e6, "more_mb": (most - before) / 1e6}
+    print(json.dumps(rounded(row)), flush=True)
+    return row
 
 
 PARTS: dict[str, Callable[[Bench], Json]] = {
-    "agreement": agreement, "tune": tune, "accuracy": accuracy, "limits": limits, "zee": zee, "speed": speed,
+    "agreement": agreement, "tune": tune, "accuracy": accuracy, "photons": photons, "limits": limits, "zee": zee, "speed": speed,
 }  # fmt: skip
 
 

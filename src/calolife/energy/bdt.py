@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calolife.energy.ball import ball_half_width, ball_slopes
-from calolife.energy.features import EnergySample, FloatArray, Prediction, check_sample, check_training
+from calolife.energy.features import EnergySample, FloatArray, Prediction, check_sample, check_training, split_validation
 from calolife.energy.peak_scale import AS_IS, PeakScale, fit_peak_scale
 from calolife.energy.trees import must_be_whole
 
@@ -32,7 +32,6 @@ _SIGMA = (0.0002, 0.5)  # source: there
 _N_1 = (0.5, 100.0)
 _MEV_PER_GEV = 1000.0
 _BELOW = 0.15865525393145707  # standard normal below -1
-_VALIDATION = 0.1  # chosen: the same objects as those of the network
 _LEAST_OBJECTS = 200  # chosen: the tenth that calibrates sigma holds 20
 _START_OBJECTS, _START_STEPS, _START_STEP, _START_MOST = 5000, 60, 0.3, 0.5  # chosen: the trees mend what the constants miss
 _PATIENCE = 60  # chosen: rounds
@@ -220,7 +219,7 @@ def fit_bdt(
         "num_threads": n_threads, "deterministic": True, "force_col_wise": True,
     }  # fmt: skip
     boost = partial(_boost, settings=settings, seed=seed, rounds=rounds, tell=_counted(progress, (3 + _N_FOLDS) * rounds))
-    at, checked, fitted = _split(sample, seed)
+    at, checked, fitted = split_validation(sample, seed=seed)
     columns, target = _columns(sample.select(at), sample.shape_names), _target(sample.select(at))
     start = _constants(target[fitted[:_START_OBJECTS]])
     unit = float(np.exp(start[1]))
@@ -236,7 +235,7 @@ def fit_bdt(
             fold = boost(columns, target, fitted=rest, checked=checked, base=base, unit=unit, free=(0,), mean_goes_on=False)
             mean[held] = fold.parameters[held, 0]
     else:
-        at_3, checked_3, fitted_3 = _split(realistic, seed)
+        at_3, checked_3, fitted_3 = split_validation(realistic, seed=seed)
         columns, target = _columns(realistic.select(at_3), sample.shape_names), _target(realistic.select(at_3))
         mean = start[0] + unit * _answer(joint.boosters[0], columns)
     centre = _constants((target - mean)[fitted_3[:_START_OBJECTS]])
@@ -388,14 +387,6 @@ def _constants(target: FloatArray) -> FloatArray:
 def _half_width(parameters: FloatArray) -> FloatArray:
     sigma, n_left, n_right = np.exp(parameters[:, 1]), 1.0 + np.exp(parameters[:, 2]), 1.0 + np.exp(parameters[:, 3])
     return ball_half_width(sigma, ALPHA_LEFT, n_left=n_left, alpha_right=ALPHA_RIGHT, n_right=n_right)
-
-
-def _split(sample: EnergySample, seed: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Order of the objects by what they are, and the validation and training objects in it; as the network draws them."""
-    at = np.argsort(sample.fingerprint, kind="stable")
-    order = np.random.default_rng(seed).permutation(sample.n_showers)
-    n_checked = max(1, round(_VALIDATION * sample.n_showers))
-    return at, order[:n_checked], order[n_checked:]
 
 
 def _columns(sample: EnergySample, names: tuple[str, ...]) -> FloatArray:

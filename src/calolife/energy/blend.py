@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calolife.energy.bdt import Bdt, fit_bdt
 from calolife.energy.drn_model import DrnModel, fit_drn
-from calolife.energy.features import EnergySample, FloatArray, Prediction
+from calolife.energy.features import EnergySample, FloatArray, Prediction, split_validation
 from calolife.energy.peak_scale import PeakScale, fit_peak_scale
 from calolife.training import Epoch
 
@@ -103,11 +103,10 @@ def fit_blend(
     """
     bdt = fit_bdt(sample, seed=seed, progress=progress)
     drn = fit_drn(sample, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir, **network)
-    is_left_out = np.isfinite(bdt.left_out_gev) & np.isfinite(drn.left_out_gev)
-    return blend_of(bdt, drn, sample, is_left_out=is_left_out)
+    return blend_of(bdt, drn, sample, seed=seed)
 
 
-def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample, *, is_left_out: NDArray[np.bool_]) -> Blend:
+def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample, *, seed: int = 0) -> Blend:
     """The mean of two fitted models, brought to scale on the training objects that neither was fitted to.
 
     Parameters
@@ -116,14 +115,15 @@ def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample, *, is_left_out: NDAr
     drn : DrnModel
     sample : EnergySample
         What both were fitted to.
-    is_left_out : bool array, (shower,)
-        Its validation objects.
+    seed : int
+        That of both fits.
     """
-    judged = sample.select(np.flatnonzero(is_left_out))
+    at, checked, _ = split_validation(sample, seed=seed)
+    judged = sample.select(at[checked])
     found = _mean(bdt, drn, judged)
     scale = fit_peak_scale(found, judged.energy_gev)
     left_out = np.full(sample.n_showers, np.nan)
-    left_out[is_left_out] = scale.apply_to(found).energy_gev
+    left_out[at[checked]] = scale.apply_to(found).energy_gev
     return Blend(bdt, drn, scale, left_out)
 
 

@@ -27,11 +27,16 @@ __all__ = [
     "check_sample",
     "check_training",
     "concatenate_samples",
+    "n_validation",
     "sample_of",
     "shape_features",
+    "split_validation",
 ]
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+_VALIDATION = 0.1  # published for the network of layers (`calolife.energy.dnn`), chosen for the others
 
 _QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)  # chosen: start, bulk and tail of the profile
 _N_GROUPS = 10  # chosen: a tenth of the depth holds some layers of any stack worth a search
@@ -311,6 +316,32 @@ def check_training(sample: EnergySample) -> None:
         raise ValueError(
             f"only {n_seen} of {sample.n_showers} showers left energy in the layers; at least {_LEAST_SHOWERS} must to fit a model"
         )
+
+
+def n_validation(n_showers: int) -> int:
+    """How many of the training showers stop a training and calibrate the errors, and are not trained on."""
+    return max(1, round(_VALIDATION * n_showers))
+
+
+def split_validation(sample: EnergySample, *, seed: int) -> tuple[IntArray, IntArray, IntArray]:
+    """The validation showers among those of a training, the same for every model with this seed.
+
+    Parameters
+    ----------
+    sample : EnergySample
+    seed : int
+
+    Returns
+    -------
+    at : int array, (shower,)
+        The showers ordered by what they are, not by their place in the sample.
+    checked, fitted : int array
+        Validation showers and the rest, in that order: ``at[checked]`` are places in the sample.
+    """
+    at = np.argsort(sample.fingerprint, kind="stable")
+    order = np.random.default_rng(seed).permutation(sample.n_showers)
+    n = n_validation(sample.n_showers)
+    return at, order[:n], order[n:]
 
 
 def shape_features(layer_energy_mev: FloatArray) -> FloatArray:

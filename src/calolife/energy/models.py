@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calolife.energy.features import EnergySample, Prediction
+from calolife.energy.features import EnergySample, Prediction, n_validation
 from calolife.energy.linear import Linear, ScaledSum, Uncalibrated, fit_linear, fit_sum, fit_uncalibrated
 from calolife.energy.response import LEAST_SHOWERS, ResponseCorrection, check_response, fit_response
 from calolife.errors import FileFormatError
@@ -223,14 +223,12 @@ def check_linearisable(name: str, sample: EnergySample) -> None:
     """
     if name == "uncalibrated":
         raise ValueError("model 'uncalibrated' is the visible energy as it is and cannot be linearised; take sum, or leave it as it is")
-    if name in ("dnn", "bdt", "drn", "blend"):
-        from calolife.energy.dnn import n_validation  # loads torch; all four judge a tenth
-
-        if (n := n_validation(sample.n_showers)) < LEAST_SHOWERS:
-            raise ValueError(
-                f"{sample.n_showers} showers are too few to linearise {name}: it is judged by the {n} that stop its training, and "
-                f"{LEAST_SHOWERS} are needed; give {LEAST_SHOWERS * 10} or more"
-            )
+    n = n_validation(sample.n_showers)
+    if name in ("dnn", "bdt", "drn", "blend") and n < LEAST_SHOWERS:
+        raise ValueError(
+            f"{sample.n_showers} showers are too few to linearise {name}: it is judged by the {n} that stop its training, and "
+            f"{LEAST_SHOWERS} are needed; give {LEAST_SHOWERS * 10} or more"
+        )
     check_response(sample.energy_gev)
 
 
