@@ -162,7 +162,8 @@ def test_the_resolution_of_the_mass_is_that_of_an_electron_over_root_two(pairs: 
     assert abs(peak.shift_percent + 0.01) < 4 * 100 * peak.fit.errors["mu"] / Z_MASS_GEV
 
 
-def test_models_are_compared_in_the_same_replicas(pairs: ZPairs) -> None:
+def test_models_are_compared_in_the_same_replicas(pairs: ZPairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calolife.energy.zpeaks.LEAST_REPLICAS", 6)  # 40 take seconds
     few = pairs.between(0, 800)
     good, extra = smeared(800, 0.010, seed=3), smeared(800, 0.010, seed=4)
     events = measured(few, good=good, same=good, worse=good * extra)
@@ -175,6 +176,15 @@ def test_models_are_compared_in_the_same_replicas(pairs: ZPairs) -> None:
         assert worse.low > 1.0
     # 1.4 times as wide
     assert abs(ratio["worse", "resolution"].ratio - math.sqrt(2)) < 4 * ratio["worse", "resolution"].ratio_error
+
+
+def test_few_replicas_give_errors_and_no_intervals(pairs: ZPairs) -> None:
+    events = measured(pairs.between(0, 800), good=smeared(800, 0.010, seed=3), other=smeared(800, 0.014, seed=4))
+    _, comparisons = compare_z_peaks(events, reference="good", n_bootstrap=3)
+    for c in comparisons:
+        assert c.ratio_error > 0
+        assert math.isnan(c.low)
+        assert c.to_json_dict()["high"] is None
 
 
 def test_too_few_events_have_no_fit_and_say_so(pairs: ZPairs) -> None:
@@ -266,6 +276,8 @@ def test_a_matrix_in_a_beam_is_no_barrel() -> None:
 def test_a_loss_out_of_range_is_refused(barrel: CrystalCalorimeter, loss: float) -> None:
     with pytest.raises(ValueError, match="loss_percent"):
         light_left(barrel, loss, seed=1)
+    with pytest.raises(ValueError, match="light_loss_percent"):
+        conditions_of(0.5, loss)
 
 
 def test_wrong_shapes_and_references_are_refused(pairs: ZPairs) -> None:

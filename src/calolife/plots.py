@@ -18,6 +18,7 @@ __all__ = [
     "COLOURS",
     "MARKERS",
     "new_axes",
+    "plain_text",
     "plain_ticks",
     "plot_coverage",
     "plot_forecast",
@@ -470,6 +471,11 @@ def _date_axis(ax: Axes) -> None:
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
     ax.set_xlabel("Time $t$ [UTC]")
+
+
+def plain_text(text: str) -> str:
+    """A text with no formula in it: a dollar would begin one."""
+    return text.replace("$", r"\$")
 
 
 def plain_ticks(axis: object) -> None:

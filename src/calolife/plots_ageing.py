@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from calolife.ageing.coefficients import Ageing
 from calolife.ageing.scores import r_squared
 from calolife.detector.crystals import CrystalCalorimeter
-from calolife.plots import COLOURS, MARKERS, new_axes, plain_ticks
+from calolife.plots import COLOURS, MARKERS, new_axes, plain_text, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -272,7 +272,7 @@ def plot_pulls(pull: Mapping[str, ArrayLike], *, title: str = "", ax: Axes | Non
         highest = max(highest, float(height.max()))
         in68, in95 = 100 * float((np.abs(v) <= 1).mean()), 100 * float((np.abs(v) <= 1.96).mean())
         label = (
-            f"{_plain(name)} ({v.size} cells): mean {v.mean():.2f} $\\pm$ {v.std() / np.sqrt(v.size):.2f}, "
+            f"{plain_text(name)} ({v.size} cells): mean {v.mean():.2f} $\\pm$ {v.std() / np.sqrt(v.size):.2f}, "
             f"width {v.std():.2f} $\\pm$ {v.std() / np.sqrt(2 * v.size):.2f};\n{in68:.0f} % within 1, {in95:.0f} % within 1.96"
         )
         colour = COLOURS[_ORDER[k % 10]]
@@ -336,7 +336,7 @@ def plot_energy_sums(sums: Mapping[str, ArrayLike], *, of: str = "all cells", ti
         height, error = count / (v.size * width), np.sqrt(count) / (v.size * width)
         highest = max(highest, float(height.max()))
         colour = ("0.45", COLOURS[2], COLOURS[0], *COLOURS[3:])[k % 10]
-        label = f"{_plain(name)} ({v.size}): {_mean_and_rms(v)}"
+        label = f"{plain_text(name)} ({v.size}): {_mean_and_rms(v)}"
         ax.stairs(height, edges, color=colour, lw=1.6, label=label)
         if first is None:
             ax.stairs(height, edges, color=colour, alpha=0.18, fill=True)
@@ -355,8 +355,8 @@ def plot_energy_sums(sums: Mapping[str, ArrayLike], *, of: str = "all cells", ti
     ax.set_ylim(0, highest * (1.1 + 0.09 * len(series)))
     ax.tick_params(labelbottom=False)
     ax.set_ylabel("Fraction of showers [1/MeV]")
-    below.set_ylabel(f"Over {_plain(next(iter(series)))}")
-    ax.set_xlabel(rf"Energy sum of {_plain(of)} $\sum E$ [MeV]")
+    below.set_ylabel(f"Over {plain_text(next(iter(series)))}")
+    ax.set_xlabel(rf"Energy sum of {plain_text(of)} $\sum E$ [MeV]")
     ax.xaxis.set_label_coords(0.5, -0.47)
     ax.set_title(title, fontsize="medium", parse_math=False)
     ax.legend(frameon=False, loc="upper left", fontsize="small")
@@ -583,8 +583,3 @@ def _mean_and_rms(value: FloatArray) -> str:
     error = rms / np.sqrt(value.size)
     n = max(0, 1 - int(np.floor(np.log10(error))) - (error / 10.0 ** np.floor(np.log10(error)) >= 3))
     return rf"mean {mean:.{n}f} $\pm$ {error:.{n}f}, rms {rms:.{n}f} MeV"
-
-
-def _plain(text: str) -> str:
-    """Text with no formula in it."""
-    return text.replace("$", r"\$")

@@ -12,7 +12,7 @@ from calolife.plots import COLOURS, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from calolife.showers.clusters import Superclusters
+    from calolife.showers.superclusters import Superclusters
 
 __all__ = ["plot_object_hits", "plot_raw_response", "plot_supercluster", "response_histogram"]
 
@@ -66,7 +66,7 @@ def plot_raw_response(response: FloatArray, *, title: str = "", ax: Axes | None 
     ax = new_axes(ax)
     count, edges = response_histogram(response)
     low, middle, high = np.quantile(response, [0.15865, 0.5, 0.84135])
-    label = f"{response.size} matched objects\nmedian {middle:.4f}, half of 68.3 % {0.5 * (high - low):.4f}"
+    label = f"{response.size} matched objects\nmedian {middle:.4f}, half width of 68.3 %: {0.5 * (high - low):.4f}"
     ax.stairs(count, edges, color=COLOURS[0], lw=1.6, label=label)
     ax.stairs(count, edges, color=COLOURS[0], alpha=0.15, fill=True)
     ax.set_ylim(0, 1.25 * max(int(count.max()), 1))
@@ -111,7 +111,7 @@ def plot_object_hits(n_hits: NDArray[np.int64], *, title: str = "", ax: Axes | N
     return ax
 
 
-def plot_supercluster(found: Superclusters, which: int, *, ax: Axes | None = None) -> Axes:
+def plot_supercluster(found: Superclusters, which: int, *, title: str = "", ax: Axes | None = None) -> Axes:
     """Crystals of one object about its seed, with the seeds of its clusters.
 
     Parameters
@@ -119,6 +119,8 @@ def plot_supercluster(found: Superclusters, which: int, *, ax: Axes | None = Non
     found : Superclusters
     which : int
         Index of the object.
+    title : str
+        First line; where the object is and what it measures stands below.
     ax : Axes, optional
 
     Returns
@@ -148,7 +150,7 @@ def plot_supercluster(found: Superclusters, which: int, *, ax: Axes | None = Non
     # of one crystal a logarithm has no range
     norm = LogNorm(least, most if most > least else 2 * least)
     image = ax.pcolormesh(*edges, values, cmap="viridis", norm=norm, rasterized=True)
-    ax.plot(seed_columns, seed_rows, ls="none", marker="o", ms=5, mfc="none", mec=COLOURS[2], label="seeds of clusters")
+    ax.plot(seed_columns, seed_rows, ls="none", marker="o", ms=6, mfc="white", mec=COLOURS[2], mew=1.5, label="seeds of clusters")
     figure = ax.get_figure(root=True)
     assert figure is not None
     # an axes of its own would be taller than the crystals, which are drawn square
@@ -158,8 +160,8 @@ def plot_supercluster(found: Superclusters, which: int, *, ax: Axes | None = Non
     ax.set_ylabel(r"Rows from the seed $\Delta i\eta$")
     ieta, iphi = detector.cell_index(one.seed_cell)
     true = f"true {one.energy_gev[0]:.4g} GeV" if one.is_matched[0] else "not matched"
-    title = f"seed at ieta {ieta[0]}, iphi {iphi[0]}: raw {one.raw_energy_gev[0]:.4g} GeV, {true}"
-    ax.set_title(title, fontsize="small", parse_math=False)
+    told = f"seed at ieta {ieta[0]}, iphi {iphi[0]}: raw {one.raw_energy_gev[0]:.4g} GeV, {true}"
+    ax.set_title(f"{title}\n{told}" if title else told, fontsize="small", parse_math=False)
     ax.legend(frameon=False, fontsize="small", loc="upper right")
     return ax
 

@@ -243,13 +243,15 @@ def plot_resolution_curve(
     return ax
 
 
-def plot_residuals(residual: Mapping[str, ArrayLike], *, title: str = "", ax: Axes | None = None) -> Axes:
+def plot_residuals(residual: Mapping[str, ArrayLike], *, of: str = "showers", title: str = "", ax: Axes | None = None) -> Axes:
     """Distributions of (E' - E)/E, one per particle or model, with their effective sigmas.
 
     Parameters
     ----------
     residual : mapping of str to float array, (shower,)
         Series by their names; each is scaled to an area of 1.
+    of : str
+        What the axis calls them: showers, or the objects found in crystals.
     title : str
     ax : Axes, optional
 
@@ -262,19 +264,21 @@ def plot_residuals(residual: Mapping[str, ArrayLike], *, title: str = "", ax: Ax
     ValueError
         No series, or one without showers.
     """
-    ax = _distributions({name: 100 * np.asarray(v, dtype=np.float64) for name, v in residual.items()}, unit=" %", ax=ax)
+    ax = _distributions({name: 100 * np.asarray(v, dtype=np.float64) for name, v in residual.items()}, unit=" %", of=of, ax=ax)
     ax.set_xlabel(r"Relative residual $(E' - E)/E$ [%]")
     ax.set_title(title, fontsize="medium", parse_math=False)
     return ax
 
 
-def plot_pulls(pull: Mapping[str, ArrayLike], *, title: str = "", ax: Axes | None = None) -> Axes:
+def plot_pulls(pull: Mapping[str, ArrayLike], *, of: str = "showers", title: str = "", ax: Axes | None = None) -> Axes:
     """Distributions of (E' - E)/sigma(E), one per particle or model, with the unit Gaussian.
 
     Parameters
     ----------
     pull : mapping of str to float array, (shower,)
         Series by their names; each is scaled to an area of 1.
+    of : str
+        What the axis calls them: showers, or the objects found in crystals.
     title : str
     ax : Axes, optional
 
@@ -287,7 +291,7 @@ def plot_pulls(pull: Mapping[str, ArrayLike], *, title: str = "", ax: Axes | Non
     ValueError
         No series, or one without showers.
     """
-    ax = _distributions({name: np.asarray(v, dtype=np.float64) for name, v in pull.items()}, unit="", at_least=4.0, ax=ax)
+    ax = _distributions({name: np.asarray(v, dtype=np.float64) for name, v in pull.items()}, unit="", of=of, at_least=4.0, ax=ax)
     x = np.linspace(*ax.get_xlim(), 300)
     ax.plot(x, np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi), color="black", lw=1.0, ls="--", label="Unit Gaussian")
     ax.set_ylim(0, max(ax.get_ylim()[1], 0.55))
@@ -450,7 +454,7 @@ def _points(ax: Axes, bins: EnergyBins, value: FloatArray, error: FloatArray, k:
     ax.errorbar(energy, value, error, fmt=MARKERS[k % len(MARKERS)], ms=4.5, lw=1.2, color=colour, label=label, zorder=3)
 
 
-def _distributions(values: Mapping[str, FloatArray], *, unit: str, at_least: float = 1e-9, ax: Axes | None) -> Axes:
+def _distributions(values: Mapping[str, FloatArray], *, unit: str, of: str, at_least: float = 1e-9, ax: Axes | None) -> Axes:
     if not values or not all(v.size for v in values.values()):
         raise ValueError("nothing to draw; give at least one series, each with showers")
     ax = new_axes(ax)
@@ -473,7 +477,7 @@ def _distributions(values: Mapping[str, FloatArray], *, unit: str, at_least: flo
     ax.axvline(0.0, color="0.4", lw=0.9, ls="--", zorder=0)
     ax.set_xlim(low, high)
     ax.set_ylim(0, ax.get_ylim()[1] * (1.05 + 0.075 * len(values)))
-    ax.set_ylabel(f"Fraction of showers [1 / {unit.strip()}]" if unit else "Fraction of showers per unit")
+    ax.set_ylabel(f"Fraction of {of} [1 / {unit.strip()}]" if unit else f"Fraction of {of} per unit")
     ax.legend(frameon=False, loc="upper left", fontsize="small")
     return ax
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from calolife.plots import COLOURS, MARKERS, new_axes, plain_ticks
+from calolife.plots import COLOURS, MARKERS, new_axes, plain_text, plain_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,13 +61,13 @@ def plot_epochs(
     curves = {name: np.asarray(v, dtype=np.float64) for name, v in values.items()}
     for k, (name, curve) in enumerate(curves.items()):
         colour = COLOURS[_ORDER[k % 10]]
-        ax.plot(at, curve, color=colour, lw=1.5, marker="o" if at.size <= 30 else None, ms=3.5, label=_plain(name))
+        ax.plot(at, curve, color=colour, lw=1.5, marker="o" if at.size <= 30 else None, ms=3.5, label=plain_text(name))
         if kept_epoch is not None:
             kept = float(curve[np.flatnonzero(at == kept_epoch)[0]])
             label = f"Kept: epoch {kept_epoch}" if k == 0 else None
             ax.plot([kept_epoch], [kept], "*", ms=13, color=colour, mec="black", mew=0.7, zorder=4, label=label)
     for (name, level), style in zip((lines or {}).items(), ("--", ":", "-.") * 3, strict=False):
-        ax.axhline(level, color="0.3", lw=1.0, ls=style, label=f"{_plain(name)}: {level:.3g}")
+        ax.axhline(level, color="0.3", lw=1.0, ls=style, label=f"{plain_text(name)}: {level:.3g}")
     every = np.concatenate([*curves.values(), list((lines or {}).values())])
     every = every[np.isfinite(every)]
     if every.size and every.min() > 0:
@@ -123,7 +123,7 @@ def plot_against_events(
         spread = None if error is None else np.asarray(error[name], dtype=np.float64)
         ax.errorbar(
             n * 1.012 ** (k - 0.5 * len(mae)), np.asarray(value, dtype=np.float64), spread, color=COLOURS[_ORDER[k % 10]], lw=1.4, ms=5,
-            marker=MARKERS[k % len(MARKERS)], label=_plain(name),
+            marker=MARKERS[k % len(MARKERS)], label=plain_text(name),
         )  # fmt: skip
     if limit is not None:
         ax.plot(n, np.asarray(limit, dtype=np.float64), color="black", lw=1.2, ls="--", label="Statistical limit")
@@ -183,7 +183,7 @@ def plot_methods(
     is_log = bool((value > 0).all())
     levels = {name: level for name, level in (lines or {}).items() if level > 0 or not is_log}
     for (name, level), style in zip(levels.items(), ("--", ":", "-.") * 3, strict=False):
-        ax.axvline(level, color="0.3", lw=1.1, ls=style, label=f"{_plain(name)}: {level:.3g}", zorder=1)
+        ax.axvline(level, color="0.3", lw=1.1, ls=style, label=f"{plain_text(name)}: {level:.3g}", zorder=1)
     for x, y, text in zip(value[order], place, [f"{v:.3g}" for v in value[order]], strict=True):
         ax.annotate(text, (x, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize="x-small")
     every = np.concatenate([value, list(levels.values())])
@@ -194,7 +194,7 @@ def plot_methods(
     else:
         ax.set_xlim(0, 1.35 * float(every.max()) or 1.0)
     ax.minorticks_off()
-    ax.set_yticks(place, [_plain(names[i]) for i in order])
+    ax.set_yticks(place, [plain_text(names[i]) for i in order])
     ax.set_ylim(-0.6, value.size - 0.35)
     ax.grid(axis="y", color="0.9", lw=0.7, zorder=0)
     ax.set_xlabel(r"MAE of the signal fraction $\langle |\hat r - r| \rangle$")
@@ -203,8 +203,3 @@ def plot_methods(
         ax.legend(frameon=False, fontsize="small", ncols=len(levels), loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.1)
         ax.set_title(title, fontsize="medium", parse_math=False, pad=24 if title else 6)
     return ax
-
-
-def _plain(text: str) -> str:
-    """Text with no formula in it."""
-    return text.replace("$", r"\$")

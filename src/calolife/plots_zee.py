@@ -85,7 +85,7 @@ def plot_z_peak(
         told = f"{model} ({mass.size})"
         if fit is not None:
             width_percent = value_with_error(100 * fit.sigma_over_mu, 100 * fit.sigma_over_mu_error)
-            told = f"{model} ({fit.n}): {value_with_error(fit.mu, fit.errors['mu'])} GeV, $\\sigma_{{CB}}/m$ {width_percent} %"
+            told = f"{model} ({fit.n}): {value_with_error(fit.mu, fit.errors['mu'])} GeV, $\\sigma_{{\\mathrm{{CB}}}}/m$ {width_percent} %"
             # two models on top of each other are told apart by their line styles
             style: dict[str, Any] = {"color": colour, "lw": 1.3, "ls": ("-", "--", "-.", ":")[k % 4]}
             ax.plot(fine, fit.n * width * fit.density(fine), **style)

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
 
-__all__ = ["Metric", "Run", "StoredRun", "log", "new_run", "read_run", "write_json", "write_metrics", "write_plot", "write_table"]
+__all__ = [
+    "Metric",
+    "Run",
+    "StoredRun",
+    "json_number",
+    "log",
+    "new_run",
+    "read_run",
+    "write_json",
+    "write_metrics",
+    "write_plot",
+    "write_table",
+]
 
 _RECORDS = ("config.json", "metrics.json", "provenance.json")
 _HASHED_BYTES = 1 << 30  # chosen: a larger input is recorded by its files' names and sizes, not read again
@@ -174,6 +186,17 @@ def write_table(run: Run, name: str, table: pl.DataFrame) -> None:
     """Write a table as ``<name>.parquet`` and, for the eye, ``<name>.csv``."""
     table.write_parquet(run.path / f"{name}.parquet")
     table.write_csv(run.path / f"{name}.csv")
+
+
+def json_number(value: float) -> float | None:
+    """The number as JSON holds it: null where it is not finite.
+
+    Examples
+    --------
+    >>> json_number(0.5), json_number(math.nan)
+    (0.5, None)
+    """
+    return float(value) if math.isfinite(value) else None
 
 
 def write_json(run: Run, name: str, value: Mapping[str, Any]) -> None:

@@ -14,10 +14,11 @@ from scipy.special import ndtr, ndtri
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import Readout
 from calolife.energy.zline import Z_RANGE_GEV, z_mass_at
-from calolife.showers.calibration import BARREL_READOUT, read_out
-from calolife.showers.clusters import Superclusters, find_superclusters
+from calolife.showers.calibration import BARREL_READOUT, MOST_PERCENT, read_out
+from calolife.showers.clusters import find_superclusters
 from calolife.showers.events import Showers
 from calolife.showers.splitmix import GOLDEN, next_state, scrambled, unit_interval
+from calolife.showers.superclusters import Superclusters
 from calolife.simulation.engines import check_request, simulate_showers
 from calolife.simulation.particles import PDG, Particles
 
@@ -308,14 +309,24 @@ class Condition:
     ----------
     name : str
     intercalibration_percent : float [%]
-        Width of the calibration's error from crystal to crystal; see `intercalibration`.
+        Width of the calibration's error from crystal to crystal, 0 to 20; see `intercalibration`.
     light_loss_percent : float [%]
-        Light lost at the end of the barrel, which nobody corrects for; see `light_left`.
+        Light lost at the end of the barrel, which nobody corrects for, 0 to 50; see `light_left`.
+
+    Raises
+    ------
+    ValueError
+        One of both out of range.
     """
 
     name: str
     intercalibration_percent: float = 0.0
     light_loss_percent: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("intercalibration_percent", MOST_PERCENT), ("light_loss_percent", _MOST_LOSS_PERCENT)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name} = {value:g} must be between 0 and {most:g}")
 
 
 def conditions_of(intercalibration_percent: float, light_loss_percent: float) -> tuple[Condition, ...]:

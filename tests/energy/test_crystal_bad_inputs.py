@@ -25,10 +25,10 @@ from calolife.energy.models import load_energy_model
 from calolife.energy.objects import EVENT_INPUTS, HIT_INPUTS
 from calolife.energy.samples import read_energy_sample
 from calolife.showers.cluster_files import write_superclusters
-from calolife.showers.clusters import Superclusters
 from calolife.showers.digitise import digitise
 from calolife.showers.events import Showers
 from calolife.showers.files import write_showers
+from calolife.showers.superclusters import Superclusters
 
 N = 300
 TRAIN = "energy train BAD --model sum"
@@ -178,7 +178,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], None], str, str]] = {
     "a network of another width": (
         said_of_the_model("width", 7), "energy evaluate BAD --on GOOD/others.h5", "its weights are not those of a network of width 7",
     ),
-    "a network that lacks its scale": (said_of_the_model("scale", None), "energy evaluate BAD --on GOOD/others.h5", "that cannot be read"),
+    "a network that lacks its width": (said_of_the_model("width", None), "energy evaluate BAD --on GOOD/others.h5", "that cannot be read"),
     "a model of unknown training": (without_a_record, "energy evaluate BAD --on GOOD/others.h5", "training_showers.npy is missing"),
     "cut weights to export": (cut_weights, "energy export BAD", "model.safetensors is damaged"),
     "a sum to export": (lambda good, bad: None, "energy export GOOD/sum", "only drn, not linearised, has an ONNX form"),

@@ -21,7 +21,7 @@ from calolife.energy.models import MODELS, check_model, fit_energy, load_energy_
 from calolife.energy.samples import read_energy_sample, read_training_showers
 from calolife.runs import read_run
 from calolife.showers.cluster_files import write_superclusters
-from calolife.showers.clusters import Superclusters
+from calolife.showers.superclusters import Superclusters
 
 N = 700
 TINY = ["--width", "4", "--k", "2", "--blocks", "1", "--epochs", "2"]
@@ -227,7 +227,7 @@ def test_layers_and_crystals_cannot_be_joined(objects: Path) -> None:
     ("options", "says"),
     [
         ("--model sum --width 8", "--width belongs to --model drn or blend, and the model is sum; drop it"),
-        ("--model bdt --epochs 5", "--epochs belongs to --model dnn or drn or blend, and the model is bdt; drop it"),
+        ("--model bdt --epochs 5", "--epochs belongs to --model dnn, drn or blend, and the model is bdt; drop it"),
         ("--model bdt --hits-only", "--hits-only belongs to --model drn, and the model is bdt; drop it"),
         ("--layers 8", "--layers belongs to --model dnn, and the model is drn; drop it"),
         ("--model drn --dropout 0.1", "--dropout belongs to --model dnn, and the model is drn; drop it"),

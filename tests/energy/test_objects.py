@@ -24,9 +24,10 @@ from calolife.energy.objects import (
 )
 from calolife.energy.samples import read_energy_sample
 from calolife.showers.cluster_files import write_superclusters
-from calolife.showers.clusters import Superclusters, find_superclusters
+from calolife.showers.clusters import find_superclusters
 from calolife.showers.events import Showers
 from calolife.showers.files import write_showers
+from calolife.showers.superclusters import Superclusters
 
 N = 120
 

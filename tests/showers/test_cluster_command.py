@@ -16,9 +16,10 @@ from calolife.energy.samples import read_energy_sample
 from calolife.plots_clusters import plot_object_hits, plot_raw_response, plot_supercluster, response_histogram
 from calolife.runs import read_run
 from calolife.showers.cluster_files import CLUSTERS_FILE, read_superclusters
-from calolife.showers.clusters import ClusterSettings, Superclusters, find_superclusters
+from calolife.showers.clusters import ClusterSettings, find_superclusters
 from calolife.showers.events import Showers
 from calolife.showers.files import write_showers
+from calolife.showers.superclusters import Superclusters
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +126,8 @@ def test_showers_in_which_nothing_is_found_make_an_empty_run(
         ("LAYERS --out new", "was made in 'small', which is made of layers; superclusters are made of crystals"),
         ("EMPTY --out new", "has no showers; give a sample that has some"),
         ("nothing --out new", "no showers at nothing; give a file or a run directory"),
-        ("GOOD --seed-mev 50 --out new", "seed_mev = 50 is below gather_mev = 80"),
-        ("GOOD --least-et 0 --out new", "least_et_gev = 0 must be finite and > 0"),
+        ("GOOD --seed-mev 50 --out new", "--seed-mev = 50 is below --gather-mev = 80"),
+        ("GOOD --least-et 0 --out new", "--least-et = 0 must be finite and > 0"),
         ("GOOD --out GOOD/new", "lies inside the input"),
         ("OBJECTS --out new", "has no showers.h5"),
     ],

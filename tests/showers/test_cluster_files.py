@@ -15,9 +15,10 @@ from calolife.detector.layers import Readout
 from calolife.detector.presets import load_detector, to_toml
 from calolife.errors import FileFormatError
 from calolife.showers.cluster_files import CLUSTERS_FILE, is_superclusters, read_superclusters, write_superclusters
-from calolife.showers.clusters import ClusterSettings, Superclusters, energy_density_gev, find_superclusters
+from calolife.showers.clusters import ClusterSettings, energy_density_gev, find_superclusters
 from calolife.showers.events import Showers
 from calolife.showers.files import write_showers
+from calolife.showers.superclusters import Superclusters
 
 EVERY = ClusterSettings(seed_mev=3.0, gather_mev=0.5, least_et_gev=1e-3)
 

@@ -13,9 +13,10 @@ from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.layers import LayeredCalorimeter, Readout
 from calolife.detector.presets import load_detector
 from calolife.showers.calibration import BARREL_READOUT
-from calolife.showers.clusters import ClusterSettings, Superclusters, energy_density_gev, eta_window, find_superclusters, phi_window
+from calolife.showers.clusters import ClusterSettings, energy_density_gev, eta_window, find_superclusters, phi_window
 from calolife.showers.digitise import digitise
 from calolife.showers.events import Showers
+from calolife.showers.superclusters import Superclusters
 from calolife.simulation.engines import simulate_showers
 from calolife.simulation.particles import Particles, sample_particles
 

@@ -22,6 +22,7 @@ from calolife.cli.options import (
     Quiet,
     Report,
     Seed,
+    as_typed,
     is_typed,
     must_be_apart,
     pick_device,
@@ -45,6 +46,10 @@ _CRYSTAL_DEFAULT = "drn"  # chosen: the network that the trees of crystals are c
 _SETTINGS = {
     "layers": ("dnn",), "dropout": ("dnn",), "epochs": ("dnn", "drn", "blend"), "width": ("drn", "blend"), "k": ("drn", "blend"),
     "blocks": ("drn", "blend"), "hits_only": ("drn",),
+}  # fmt: skip
+_READING = {
+    "unknown particle": "--particle: unknown particle", "name particles that are there": "give --particle some that are",
+    "; leave it out": "; leave --detector out",
 }  # fmt: skip
 _MOST_WIDE = 4096  # chosen: three hidden layers of it still fit into memory
 _WANTED = "a run of 'calolife energy train'"
@@ -102,7 +107,7 @@ def train(
     force: Force = False,
     debug: Debug = False,
 ) -> None:
-    """Fit a model that measures the energy. A training that was stopped goes on when the command is repeated."""
+    """Fit a model that measures the energy. A network stopped in training goes on when the command is repeated; trees start over."""
     import shutil
     import time
 
@@ -125,7 +130,8 @@ def train(
     if model is None:
         model = _CRYSTAL_DEFAULT if is_crystals else "best"
         network = _network(model, given)
-    check_model(model, sample)
+    with as_typed({"model": "--model"}):
+        check_model(model, sample)
     options = used_options(ctx)
     options["options"]["model"] = model  # a run tells what it fitted, whatever the default is when it is repeated
     training, held_out = (sample, None) if hold_out == 0 else split_sample(sample, hold_out, seed=split_seed)
@@ -145,8 +151,12 @@ def train(
         write_training_showers(run.path, training)
         metrics = {"fit_seconds": Metric(seconds, math.nan, "s", training.n_showers)}
         metrics |= energy_tables.training_metrics(made, n=training.n_showers)
-        scores = () if held_out is None else energy_tables.save_held_out(run, made, held_out, label=_label(showers))
-        overtraining = () if held_out is None else energy_crystals.save_overtraining(run, made, training, held_out=held_out)
+        scores = () if held_out is None else energy_tables.save_held_out(run, made, held_out, label=_label(showers, sample))
+        overtraining = (
+            ()
+            if held_out is None
+            else energy_crystals.save_overtraining(run, made, training, held_out=held_out, label=_label(showers, sample))
+        )
         write_metrics(run, metrics | energy_tables.score_metrics(scores) | energy_crystals.overtraining_metrics(overtraining))
         energy_tables.save_curves(run, made)
         log(run, f"fitted {made.name} to {what} in {seconds:.1f} s")
@@ -225,7 +235,7 @@ def evaluate(
     with new_run(out, config=used_options(ctx), seed=seed, inputs=[*runs, *on], force=force) as run:
         with progress_bar(quiet=quiet) as report:
             found = energy_tables.evaluate_models(
-                models, kept, reference=reference or next(iter(models)), edges_gev=edges, seed=seed, label=_label(on), tell=report
+                models, kept, reference=reference or next(iter(models)), edges_gev=edges, seed=seed, label=_label(on, sample), tell=report
             )
         energy_tables.save_evaluation(run, found)
         log(run, f"scored {', '.join(models)} on {kept.n_showers} showers; {n_seen} left out, seen in training")
@@ -257,11 +267,12 @@ def _read(paths: Sequence[Path], *, particle: str | None, detector: str | None, 
     from calolife.detector.presets import load_detector
     from calolife.energy.samples import read_energy_sample
 
-    known = None if detector is None else load_detector(detector)
+    with as_typed({}, of="--detector"):
+        known = None if detector is None else load_detector(detector)
     names = () if particle is None else tuple(n.strip() for n in particle.split(",") if n.strip())
     if particle is not None and not names:
         raise ValueError(f"--particle {particle!r} names nothing; give one or more, separated by commas")
-    with progress_bar(quiet=quiet) as report:
+    with as_typed(_READING), progress_bar(quiet=quiet) as report:
         return read_energy_sample(paths, particles=names, detector=known, tell=report)
 
 
@@ -294,7 +305,7 @@ def _network(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     typed = {option: value for option, value in given.items() if value is not None}
     for option in typed:
         if model not in (owners := _SETTINGS[option]):
-            raise ValueError(f"--{option.replace('_', '-')} belongs to --model {' or '.join(owners)}, and the model is {model}; drop it")
+            raise ValueError(f"--{option.replace('_', '-')} belongs to --model {_listed(owners)}, and the model is {model}; drop it")
     if model in ("drn", "blend"):
         if typed.get("width", 0) > _MOST_WIDE:
             raise ValueError(f"--width {typed['width']} is above {_MOST_WIDE}; take less, such as the published 64")
@@ -320,6 +331,10 @@ def _network(model: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(x for x in (", ".join(names[:-1]), names[-1]) if x)
+
+
 def must_be_model(path: Path) -> None:
     """Say what a path is that is no run of `energy train`; what is merely missing or damaged the reader of models says."""
     from calolife.showers.files import SHOWERS_FILE
@@ -339,10 +354,11 @@ def must_be_model(path: Path) -> None:
     raise ValueError(f"{path} has no model.json: it is {what}; give {_WANTED}")
 
 
-def _label(paths: Sequence[Path]) -> str:
-    """What figures call the showers: the name of their file or run."""
+def _label(paths: Sequence[Path], sample: EnergySample) -> str:
+    """What figures call the showers: the name of their file or run, and for crystals that of the detector."""
     first = paths[0].resolve().name
-    return first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"
+    name = first if len(paths) == 1 else f"{first} and {len(paths) - 1} more"
+    return name if sample.objects is None else f"{sample.objects.detector.name}, {name}"
 
 
 def _by_remark(of_model: Mapping[str, Sequence[str]]) -> list[tuple[str, list[str]]]:

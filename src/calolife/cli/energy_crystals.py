@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calolife.cli.options import print_table
+from calolife.runs import json_number
 
 if TYPE_CHECKING:
     from calolife.energy.crystal_scores import CruijffScore
@@ -34,7 +35,7 @@ def whole_rows(scores: Sequence[CruijffScore]) -> dict[tuple[str, str], dict[str
     """What the row of each model and particle among the results gains, of all regions together."""
     names = ("cruijff_mean", "cruijff_mean_error", "cruijff_sigma_percent", "cruijff_sigma_percent_error")
     return {
-        (s.model, s.particle): {"eta_region": "all", **{name: _plain(getattr(s, name)) for name in names}}
+        (s.model, s.particle): {"eta_region": "all", **{name: json_number(getattr(s, name)) for name in names}}
         for s in scores
         if s.eta_region == "all" and s.variable == "all"
     }
@@ -103,7 +104,7 @@ def draw_crystals(
             inside = here & (eta >= low) & (eta < high)
             ratio = {m: predictions[m].energy_gev[inside] / sample.energy_gev[inside] for m in models}
             fits = {s.model: s.fit for s in of_it if s.variable == "all" and s.eta_region == region and s.fit is not None}
-            title = "; ".join(x for x in (particle, "" if region == "all" else f"{region}, {low:g} <= |eta| < {high:g}", label) if x)
+            title = "; ".join(x for x in (particle, "" if region == "all" else f"{region}, {low:g} \u2264 |\u03b7| < {high:g}", label) if x)
             numbers = pl.DataFrame({"energy_gev": sample.energy_gev[inside], **{f"ratio {m}": r for m, r in ratio.items()}})
             name = f"ratio{suffix}" + ("" if region == "all" else f"-{region}")
             write_plot(run, name, plot_ratio_fits(ratio, fits, title=title), numbers)
@@ -122,7 +123,9 @@ def draw_crystals(
                 write_plot(run, name, drawn, told)
 
 
-def save_overtraining(run: Run, model: Any, training: EnergySample, *, held_out: EnergySample) -> tuple[dict[str, Any], ...]:
+def save_overtraining(
+    run: Run, model: Any, training: EnergySample, *, held_out: EnergySample, label: str = ""
+) -> tuple[dict[str, Any], ...]:
     """Cruijff fits of objects that a model was trained on and of those held out, as rows, with their figure; none of layers or of few.
 
     Of the training objects no more are taken than were held out.
@@ -150,14 +153,16 @@ def save_overtraining(run: Run, model: Any, training: EnergySample, *, held_out:
             "ratio": np.concatenate(list(ratio.values())),
         }
     )
+    title = "; ".join(x for x in (model.name, label) if x)
     for name, is_log in (("overtraining", False), ("overtraining-log", True)):
-        write_plot(run, name, plot_overtraining(ratio["training"], ratio["held_out"], fits=fits, is_log=is_log, title=model.name), numbers)
+        write_plot(run, name, plot_overtraining(ratio["training"], ratio["held_out"], fits=fits, is_log=is_log, title=title), numbers)
     if fits is None:
         return ()
     return tuple(
         {
-            "model": model.name, "part": name, "n": int(r.size), "cruijff_mean": fit.mu, "cruijff_mean_error": _plain(fit.errors["mu"]),
-            "cruijff_sigma_percent": 100 * fit.sigma_over_mu, "cruijff_sigma_percent_error": _plain(100 * fit.sigma_over_mu_error),
+            "model": model.name, "part": name, "n": int(r.size),
+            "cruijff_mean": fit.mu, "cruijff_mean_error": json_number(fit.errors["mu"]),
+            "cruijff_sigma_percent": 100 * fit.sigma_over_mu, "cruijff_sigma_percent_error": json_number(100 * fit.sigma_over_mu_error),
         }
         for (name, r), fit in zip(ratio.items(), fits, strict=True)
     )  # fmt: skip
@@ -207,10 +212,6 @@ def _reasons(scores: Sequence[CruijffScore]) -> dict[str, str]:
             place = "" if s.variable == "all" else f" {_SHORT[s.variable]} {s.low:.3g} to {s.high:.3g}"
             found.setdefault(s.why, f"{s.model}, {s.eta_region}{place}")
     return found
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _number(value: float | None) -> float:

@@ -113,7 +113,8 @@ def evaluate_models(
         try:
             predictions[name] = model.predict(sample)
         except ValueError as error:
-            raise ValueError(f"model {name}: {error}") from error
+            said = str(error)
+            raise ValueError(said if said.startswith(f"model {name} ") else f"model {name}: {said}") from error
     energies = {name: made.energy_gev for name, made in predictions.items()}
     truth = sample.energy_gev, sample.pdg_id
     scores = score_energy(energies, *truth, baseline=reference, seed=seed)
@@ -495,13 +496,14 @@ def _draw_residuals(run: Run, name: str, sample: EnergySample, made: Prediction,
     from calolife.runs import write_plot
 
     masks = particle_masks(sample.pdg_id)
+    of = "showers" if sample.objects is None else "objects"
     off = made.energy_gev - sample.energy_gev
     residual = off / sample.energy_gev
-    drawn = plot_residuals({p: residual[mask] for p, mask in masks.items()}, title=_titled(name, label))
+    drawn = plot_residuals({p: residual[mask] for p, mask in masks.items()}, of=of, title=_titled(name, label))
     write_plot(run, f"residuals-{_file_name(name)}", drawn, pl.DataFrame({"pdg_id": sample.pdg_id, "residual": residual}))
     if made.sigma_gev is not None and (made.sigma_gev > 0).all():
         pull = off / made.sigma_gev
-        drawn = plot_pulls({p: pull[mask] for p, mask in masks.items()}, title=_titled(name, label))
+        drawn = plot_pulls({p: pull[mask] for p, mask in masks.items()}, of=of, title=_titled(name, label))
         write_plot(run, f"pulls-{_file_name(name)}", drawn, pl.DataFrame({"pdg_id": sample.pdg_id, "pull": pull}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from calolife.cli.options import (
     Quiet,
     Seed,
     Workers,
+    as_typed,
     must_be_apart,
     print_json,
     print_table,
@@ -35,12 +37,17 @@ if TYPE_CHECKING:
     from calolife.energy.features import EnergySample
     from calolife.energy.zpeaks import ZComparison, ZEvents, ZPeak
     from calolife.runs import Run
-    from calolife.showers.clusters import Superclusters
+    from calolife.showers.superclusters import Superclusters
     from calolife.zee import ZPairs
 
 __all__ = ["zee"]
 
 _RAW = "raw"
+_OPTIONS = {
+    "intercalibration_percent": "--intercalibration", "light_loss_percent": "--light-loss", "pileup_mean": "--pileup-mean",
+    "the pileup": "--pileup", "the pileup sample": "--pileup", "engine": "--engine", "n_pairs": "-n", "seed": "--seed",
+    "raise the threshold, overlay fewer, or digitise in parts (first=)": "lower --pileup-mean",
+}  # fmt: skip
 
 
 def zee(
@@ -70,7 +77,9 @@ def zee(
         str | None,
         typer.Option("--reference", help="Model that the others are compared with; the first run when left out.", show_default=False),
     ] = None,
-    bootstrap: Annotated[int, typer.Option("--bootstrap", help="Replicas for the intervals of a comparison; 0: none.")] = 100,
+    bootstrap: Annotated[
+        int, typer.Option("--bootstrap", help="Replicas for the 95 % intervals of a comparison, 40 or more; 0: none.")
+    ] = 100,
     seed: Seed = 0,
     workers: Workers = 1,
     config: Config = None,
@@ -83,7 +92,7 @@ def zee(
     import shutil
 
     from calolife.detector.presets import preset_names
-    from calolife.energy.zpeaks import compare_z_peaks, fit_true_peak
+    from calolife.energy.zpeaks import LEAST_REPLICAS, compare_z_peaks, fit_true_peak
     from calolife.runs import log, new_run
     from calolife.showers.files import read_showers
     from calolife.simulation.production import n_cores, read_part, simulate_parts
@@ -104,12 +113,15 @@ def zee(
     against = names[0] if reference is None else reference
     if against not in names:
         raise ValueError(f"--reference {against!r} is not one of {', '.join(names)}")
-    conditions = conditions_of(intercalibration, light_loss)
-    overlaid = None if pileup is None else read_showers(pileup)
-    production = ZProduction(barrel, n, engine=engine, seed=seed)
+    with as_typed({}, of="--pileup"):
+        overlaid = None if pileup is None else read_showers(pileup)
+    with as_typed(_OPTIONS):
+        conditions = conditions_of(intercalibration, light_loss)
+        production = ZProduction(barrel, n, engine=engine, seed=seed)
     reading: dict[str, Any] = {"conditions": conditions, "seed": seed, "pileup": overlaid, "pileup_mean": mean}
     # one pair before a run is begun, so that a wrong number leaves nothing behind
-    find_electrons([production.simulate(0, 2)], barrel, **reading)
+    with as_typed(_OPTIONS):
+        find_electrons([production.simulate(0, 2)], barrel, **reading)
     asked = used_options(ctx)
     del asked["options"]["workers"]  # the showers do not depend on it: an unfinished run may go on with another number
     asked["detector_digest"] = barrel.digest  # parts of two detectors must not meet in one run
@@ -142,6 +154,8 @@ def zee(
         log(run, f"measured {n} pairs with {', '.join(names)}")
     for remark in dict.fromkeys(remarks):
         say(remark, quiet=quiet)
+    if comparisons and 0 < bootstrap < LEAST_REPLICAS:
+        say(f"{bootstrap} replicas make no 95 % interval, and a rough standard error; --bootstrap {LEAST_REPLICAS} makes one", quiet=quiet)
     for peak in peaks:
         if peak.remark:
             say(f"{peak.model}, {peak.condition}: {peak.remark}", quiet=quiet)
@@ -256,8 +270,6 @@ def _document(
 
 
 def _save(run: Run, events: Sequence[ZEvents], peaks: Sequence[ZPeak], document: dict[str, Any], *, reference: str, title: str) -> None:
-    import math
-
     import polars as pl
 
     from calolife.plots_zee import plot_z_peak
@@ -330,13 +342,16 @@ def _print(document: dict[str, Any], peaks: Sequence[ZPeak], comparisons: Sequen
     lost = ", ".join(f"{c['n_lost']} lost in the {c['condition']} one" for c in document["conditions"])
     title = f"{document['n_pairs']} pairs in the acceptance ({100 * document['acceptance']:.1f} % of {document['n_tried']}); {lost}"
     print_table(title, header, rows)
+    has_interval = any(math.isfinite(c.low) for c in comparisons)
     ratios = [
-        [f"{c.model}, {c.condition}", c.figure.replace("_", " "), f"{c.ratio:.3f} [{c.low:.3f}, {c.high:.3f}]"]
+        [f"{c.model}, {c.condition}", c.figure.replace("_", " "),
+         f"{c.ratio:.3f} [{c.low:.3f}, {c.high:.3f}]" if math.isfinite(c.low) else with_error(c.ratio, c.ratio_error)]
         for c in comparisons
-        if c.low == c.low
-    ]
+        if math.isfinite(c.ratio_error)
+    ]  # fmt: skip
     if ratios:
-        print_table(f"against {document['reference']}, paired", ["model, condition", "figure", "ratio [95 %]"], ratios)
+        last = "ratio [95 %]" if has_interval else "ratio +- standard error"
+        print_table(f"against {document['reference']}, paired", ["model, condition", "figure", last], ratios)
 
 
 def _title(barrel: CrystalCalorimeter, engine: str, pileup_mean: str, seed: int) -> str:

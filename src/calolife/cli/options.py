@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -27,6 +28,7 @@ __all__ = [
     "Report",
     "Seed",
     "Workers",
+    "as_typed",
     "is_typed",
     "must_be_apart",
     "parse_duration",
@@ -216,6 +218,35 @@ def must_be_apart(out: Path, inputs: Sequence[Path]) -> None:
             raise ValueError(f"--out {out} holds the input {path}; choose another directory")
 
 
+@contextmanager
+def as_typed(names: Mapping[str, str], *, of: str = "") -> Iterator[None]:
+    """Errors from within name what was typed: an option where a function names its argument.
+
+    Parameters
+    ----------
+    names : mapping of str to str
+        What functions say, and what is said instead; whole words only.
+    of : str
+        Option whose value all of them are about, put in front.
+
+    Examples
+    --------
+    >>> with as_typed({"energy_gev": "--energy"}):
+    ...     raise ValueError("energy_gev = 0 GeV; it must be > 0")
+    Traceback (most recent call last):
+    ValueError: --energy = 0 GeV; it must be > 0
+    """
+    try:
+        yield
+    except ValueError as error:
+        text = str(error)
+        if names:
+            longest_first = sorted(names, key=len, reverse=True)
+            words = rf"(?<![\w-])(?:{'|'.join(re.escape(name) for name in longest_first)})(?![\w-])"
+            text = re.sub(words, lambda found: names[found[0]], text)
+        raise ValueError(f"{of}: {text}" if of else text) from error
+
+
 def is_typed(ctx: typer.Context, name: str) -> bool:
     """Whether the option stands on the command line; one of `--config` or a default does not."""
     source = ctx.get_parameter_source(name)
@@ -223,11 +254,20 @@ def is_typed(ctx: typer.Context, name: str) -> bool:
 
 
 def used_options(ctx: typer.Context) -> dict[str, Any]:
-    """The command and every option in use, as `config.json` holds them; paths are made absolute."""
+    """The command and every option in use, as `config.json` holds them; paths are made absolute.
+
+    Raises
+    ------
+    ValueError
+        A number that is not finite: JSON has none.
+    """
     options = {}
     for name, value in sorted(ctx.params.items()):
         if name in _NOT_REPEATED or value is None:
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            option = next(p.opts[0] for p in ctx.command.params if p.name == name)
+            raise ValueError(f"{option} {value:g} must be a finite number; give one, or leave it out")
         options[name] = _plain(value)
     return {"command": ctx.command_path.split(" ", 1)[-1], "options": options}
 

@@ -16,6 +16,7 @@ from calolife.cli.options import (
     Quiet,
     Seed,
     Workers,
+    as_typed,
     is_typed,
     print_json,
     progress_bar,
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_range", "simulate"]
 
+_OPTIONS = {
+    "energy_gev": "--energy", "pt_gev": "--pt", "position_mm": "--position-mm", "beam_spot_mm": "--beam-spot-mm",
+    "angle_deg": "--angle-deg", "cut_mm": "--cut-mm", "physics list": "--physics", "engine": "--engine", "n =": "-n =",
+    "unknown particle": "--particle: unknown particle", "particle 'mix": "--particle 'mix", "seed =": "--seed =",
+}  # fmt: skip
 _CRYSTAL_TILT_DEG = "3"  # source: CMS, JINST 3 (2008) S08004: crystal axes are tilted by 3 degrees off the vertex
 
 
@@ -95,21 +101,22 @@ def simulate(
     is_tilted = angle_deg is None and isinstance(calorimeter, CrystalCalorimeter) and calorimeter.has_gaps
     if angle_deg is None:
         angle_deg = _CRYSTAL_TILT_DEG if is_tilted else "0"
-    production = Production(
-        calorimeter,
-        n,
-        particle=particle,
-        energy_gev=None if energy is None else parse_range(energy, what="--energy"),
-        pt_gev=None if pt is None else parse_range(pt, what="--pt"),
-        position_mm=None if position_mm is None else _pair(position_mm, what="--position-mm"),
-        beam_spot_mm=beam_spot_mm,
-        angle_deg=parse_range(angle_deg, what="--angle-deg"),
-        engine=engine,
-        seed=seed,
-        birks=birks == "on",
-        physics=physics,
-        cut_mm=cut_mm,
-    )
+    with as_typed(_OPTIONS):
+        production = Production(
+            calorimeter,
+            n,
+            particle=particle,
+            energy_gev=None if energy is None else parse_range(energy, what="--energy"),
+            pt_gev=None if pt is None else parse_range(pt, what="--pt"),
+            position_mm=None if position_mm is None else _pair(position_mm, what="--position-mm"),
+            beam_spot_mm=beam_spot_mm,
+            angle_deg=parse_range(angle_deg, what="--angle-deg"),
+            engine=engine,
+            seed=seed,
+            birks=birks == "on",
+            physics=physics,
+            cut_mm=cut_mm,
+        )
     asked = used_options(ctx)
     del asked["options"]["workers"]  # the showers do not depend on it: an unfinished run may go on with another number
     chosen = {"angle_deg": angle_deg, "energy": energy, "pt": pt}

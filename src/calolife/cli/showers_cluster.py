@@ -17,6 +17,7 @@ from calolife.cli.options import (
     Out,
     Quiet,
     Report,
+    as_typed,
     must_be_apart,
     print_json,
     progress_bar,
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calolife.runs import Metric, Run
-    from calolife.showers.clusters import Superclusters
+    from calolife.showers.superclusters import Superclusters
 
 __all__ = ["cluster"]
 
 _HITS_PER_PART = 3_000_000  # chosen: about 300 MB of columns; a shower of the barrel with pileup has thousands
+_OPTIONS = {
+    "cluster settings: seed_mev": "--seed-mev", "cluster settings: gather_mev": "--gather-mev",
+    "cluster settings: least_et_gev": "--least-et", "gather_mev": "--gather-mev",
+}  # fmt: skip
 _DRAWN_CLUSTERS = 3  # chosen: an object that radiated shows what a supercluster is
 
 
@@ -81,7 +86,8 @@ def cluster(
     from calolife.showers.clusters import find_superclusters
     from calolife.showers.files import count_showers, iter_showers, read_showers
 
-    settings = ClusterSettings(seed_mev=seed_mev, gather_mev=gather_mev, least_et_gev=least_et)
+    with as_typed(_OPTIONS):
+        settings = ClusterSettings(seed_mev=seed_mev, gather_mev=gather_mev, least_et_gev=least_et)
     must_be_apart(out, [data])
     calo = read_showers(data, stop=0).detector
     if not isinstance(calo, CrystalCalorimeter):
@@ -182,4 +188,4 @@ def _save_plots(run: Run, whole: _Seen, drawn: list[Superclusters], *, title: st
         ieta, iphi = one.detector.cell_index(one.cell)
         within = one.hit_cluster - one.cluster_offsets[0]
         numbers = pl.DataFrame({"ieta": ieta, "iphi": iphi, "energy_mev": one.energy_mev, "cluster": within})
-        write_plot(run, "object", plot_supercluster(one, 0), numbers)
+        write_plot(run, "object", plot_supercluster(one, 0, title=title), numbers)

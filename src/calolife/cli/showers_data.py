@@ -16,6 +16,7 @@ from calolife.cli.options import (
     Quiet,
     Report,
     Seed,
+    as_typed,
     is_typed,
     parse_numbers,
     print_json,
@@ -43,6 +44,16 @@ DetectorName = Annotated[
     str | None,
     typer.Option("--detector", help="Preset or TOML file; needed where the file does not tell (CaloChallenge).", show_default=False),
 ]
+_OPTIONS = {
+    "width_percent": "--intercalibration", "pileup_mean": "--pileup-mean", "hot_mev": "--hot-mev", "dead cell": "--dead: cell",
+    "hot cell": "--hot: cell", "is both dead and hot": "is in --dead and in --hot", "the pileup": "--pileup",
+    "the pileup sample": "--pileup", "raise the threshold, overlay fewer, or digitise in parts (first=)":
+    "raise --threshold, or lower --pileup-mean or --noise",
+}  # fmt: skip
+_READOUT_OPTIONS = {
+    "readout: light_yield_pe_per_mev": "--light-yield", "readout: noise_mev": "--noise", "readout: threshold_mev": "--threshold",
+    "saturation_mev": "--saturation",
+}  # fmt: skip
 _RECHITS_PER_PART = 2_000_000  # chosen: with every cell read out a part still takes about 200 MB
 
 
@@ -201,19 +212,22 @@ def digitise(
         raise ValueError("--calibration-seed is the seed of --intercalibration; give that too, or drop it")
     if uncorrected and signal_fraction is None:
         raise ValueError("--uncorrected leaves lost light as it is, and none is lost; give --signal-fraction, or drop it")
-    overlaid = None if pileup is None else read_showers(pileup, detector=known)
+    with as_typed({}, of="--pileup"):
+        overlaid = None if pileup is None else read_showers(pileup, detector=known)
     left = None if signal_fraction is None else _light_left(signal_fraction, calo)
+    names = {**_OPTIONS, "seed": "--seed" if calibration_seed is None or seed >= 2**63 else "--calibration-seed"}
 
     before, after, hits = Moments(), Moments(), Moments()
     is_dense = readout.noise_mev > 0 and readout.threshold_mev == 0
     chunk = max(1, min(1000, _RECHITS_PER_PART // calo.n_cells)) if is_dense else 1000
 
     def read(part: Showers, first: int) -> Showers:
-        return read_out(
-            part, readout, seed=seed, first=first, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev, pileup=overlaid, pileup_mean=means,
-            signal_fraction=left, is_corrected=not uncorrected, intercalibration_percent=intercalibration,
-            calibration_seed=calibration_seed,
-        )  # fmt: skip
+        with as_typed(names):
+            return read_out(
+                part, readout, seed=seed, first=first, dead=dead_cells, hot=hot_cells, hot_mev=hot_mev, pileup=overlaid,
+                pileup_mean=means, signal_fraction=left, is_corrected=not uncorrected, intercalibration_percent=intercalibration,
+                calibration_seed=calibration_seed,
+            )  # fmt: skip
 
     def parts(report: Report) -> Iterator[Showers]:
         nonlocal before, after, hits
@@ -231,6 +245,9 @@ def digitise(
 
     # asked before a run is begun, so that a wrong number leaves nothing behind
     read(sample, 0)
+    asked = used_options(ctx)
+    if hot is None:
+        del asked["options"]["hot_mev"]
     if readout == Readout():
         say("the readout is ideal: it changes no energy; give --light-yield, --noise, --threshold or --saturation", quiet=quiet)
     if pileup is not None and pileup.resolve() == data.resolve():
@@ -239,9 +256,6 @@ def digitise(
         say("these showers were aged before: with --signal-fraction they lose light twice", quiet=quiet)
     if is_dense:
         say(f"noise without a threshold: each of the {calo.n_cells} cells of every shower is written", quiet=quiet)
-    asked = used_options(ctx)
-    if hot is None:
-        del asked["options"]["hot_mev"]
     inputs = [path for path in (data, pileup, signal_fraction) if path is not None]
     with new_run(out, config=asked, seed=seed, inputs=inputs, force=force) as run, progress_bar(quiet=quiet) as report:
         write_showers(run.path / SHOWERS_FILE, parts(report))
@@ -265,7 +279,8 @@ def _readout(calo: Detector, light_yield: float | None, noise: float | None, thr
     from dataclasses import replace
 
     given = {"light_yield_pe_per_mev": light_yield, "noise_mev": noise, "threshold_mev": threshold, "saturation_mev": saturation}
-    return replace(calo.readout, **{name: value for name, value in given.items() if value is not None})
+    with as_typed(_READOUT_OPTIONS):
+        return replace(calo.readout, **{name: value for name, value in given.items() if value is not None})
 
 
 def _light_left(path: Path, calo: Detector) -> NDArray[np.float64]:
@@ -274,7 +289,8 @@ def _light_left(path: Path, calo: Detector) -> NDArray[np.float64]:
 
     from calolife.ageing.files import read_truth
 
-    ageing = read_truth(path)
+    with as_typed({}, of="--signal-fraction"):
+        ageing = read_truth(path)
     if ageing.detector_digest and ageing.detector_digest != calo.digest:
         raise ValueError(
             f"--signal-fraction {path} belongs to detector {ageing.detector_digest[:8]}, the showers to {calo.name!r} ({calo.digest[:8]}); "

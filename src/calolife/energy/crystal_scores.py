@@ -16,6 +16,7 @@ from calolife.energy.lineshapes import LineFit, fit_cruijff
 from calolife.energy.resolution import drawn, replica_counts, shortest_half, usual_edges
 from calolife.energy.scores import particle_masks
 from calolife.errors import NotConvergedError
+from calolife.runs import json_number
 
 __all__ = ["ETA_REGIONS", "CruijffScore", "bootstrap_cruijff", "score_crystals"]
 
@@ -112,10 +113,10 @@ class CruijffScore:
         """A row of plain numbers; null for what is not known."""
         row: dict[str, Any] = {
             "model": self.model, "particle": self.particle, "eta_region": self.eta_region, "variable": self.variable,
-            "low": _plain(self.low), "high": _plain(self.high), "at": _plain(self.at), "n": self.n,
+            "low": json_number(self.low), "high": json_number(self.high), "at": json_number(self.at), "n": self.n,
         }  # fmt: skip
-        row |= {name: _plain(getattr(self, name)) for name in _NUMBERS}
-        row["p_value"] = None if self.fit is None else _plain(self.fit.p_value)
+        row |= {name: json_number(getattr(self, name)) for name in _NUMBERS}
+        row["p_value"] = None if self.fit is None else json_number(self.fit.p_value)
         row["n_outside"] = None if self.fit is None else self.fit.n_outside
         return row | {"verdict": self.verdict, "why": self.why}
 
@@ -541,7 +542,3 @@ def _likelihood(parameters: FloatArray, binned: FloatArray, nodes: FloatArray) -
     slope = np.einsum("rb,rbp->rp", binned, change)
     information = (change * (share * total[:, None])[:, :, None]).transpose(0, 2, 1) @ change
     return log, slope, information
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -33,6 +33,7 @@ from calolife.energy.zline import (
     z_log,
 )
 from calolife.errors import NotConvergedError
+from calolife.runs import json_number
 
 if TYPE_CHECKING:
     from iminuit import Minuit
@@ -179,15 +180,15 @@ class LineFit:
         """Parameters with errors, covariance and goodness of fit, as plain numbers; null for what is not known."""
         boot = self.bootstrap_errors or dict.fromkeys(self.parameters, math.nan)
         rows = {
-            name: {"value": value, "uncertainty": _plain(self.errors[name]), "bootstrap_uncertainty": _plain(boot[name])}
+            name: {"value": value, "uncertainty": json_number(self.errors[name]), "bootstrap_uncertainty": json_number(boot[name])}
             for name, value in self.parameters.items()
         }
         return {
             "shape": self.shape, "parameters": rows, "covariance": self.covariance.tolist(), "held": list(self.held),
-            "sigma": {"value": self.sigma, "uncertainty": _plain(self.sigma_error)},
-            "sigma_over_mu": {"value": self.sigma_over_mu, "uncertainty": _plain(self.sigma_over_mu_error)},
-            "chi2": _plain(self.chi2), "ndf": self.ndf, "p_value": _plain(self.p_value),
-            "n": self.n, "n_outside": self.n_outside, "range": [_plain(end) for end in self.range], "is_binned": self.is_binned,
+            "sigma": {"value": self.sigma, "uncertainty": json_number(self.sigma_error)},
+            "sigma_over_mu": {"value": self.sigma_over_mu, "uncertainty": json_number(self.sigma_over_mu_error)},
+            "chi2": json_number(self.chi2), "ndf": self.ndf, "p_value": json_number(self.p_value),
+            "n": self.n, "n_outside": self.n_outside, "range": [json_number(end) for end in self.range], "is_binned": self.is_binned,
         }  # fmt: skip
 
     @property
@@ -632,7 +633,3 @@ _MODELS = {
         ((1.5, 3.0), (1.0, 8.0), (2.5, 2.0)), z_log, z_areas,
     ),
 }  # fmt: skip
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calolife.detector.crystals import ETA_PER_CRYSTAL, CrystalCalorimeter
 from calolife.energy.features import EnergySample
-from calolife.showers.clusters import Superclusters, rows_of, turned
+from calolife.showers.superclusters import Superclusters, rows_of, turned
 
 __all__ = [
     "CRYSTAL_FEATURES",

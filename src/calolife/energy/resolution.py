@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calolife.errors import NotConvergedError
+from calolife.runs import json_number
 
 if TYPE_CHECKING:
     from iminuit import Minuit
@@ -190,8 +191,8 @@ class Resolution:
         """Terms with errors and limits, covariance and goodness of fit, as plain numbers; null for what is not known."""
         found: dict[str, Any] = {}
         for name, unit, value, error, upper in zip(TERMS, _UNITS, self._terms, self.errors, self.upper95, strict=True):
-            found[name] = {"value": float(value), "uncertainty": float(error), "upper95": _plain(upper), "unit": unit}
-        return {**found, "covariance": self.covariance.tolist(), "chi2": _plain(self.chi2), "ndf": self.ndf}
+            found[name] = {"value": float(value), "uncertainty": float(error), "upper95": json_number(upper), "unit": unit}
+        return {**found, "covariance": self.covariance.tolist(), "chi2": json_number(self.chi2), "ndf": self.ndf}
 
 
 _UNITS = ("sqrt(GeV)", "GeV", "")
@@ -536,7 +537,3 @@ def _above_zero(energy_gev: ArrayLike) -> FloatArray:
     if not (energy > 0).all():
         raise ValueError(f"energy_gev has {energy.min():g} in it; energies must be > 0")
     return energy
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

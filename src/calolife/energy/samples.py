@@ -18,9 +18,10 @@ from calolife.energy.features import EnergySample, concatenate_samples, sample_o
 from calolife.energy.objects import sample_of_objects
 from calolife.errors import FileFormatError
 from calolife.showers.cluster_files import is_superclusters, read_superclusters
-from calolife.showers.clusters import Superclusters, find_superclusters
+from calolife.showers.clusters import find_superclusters
 from calolife.showers.events import PDG, UNKNOWN_PARTICLE, Showers
 from calolife.showers.files import LayerSums, count_showers, holds_layer_sums, iter_showers, read_layer_sums
+from calolife.showers.superclusters import Superclusters
 
 __all__ = [
     "TRAINING_ENERGIES_FILE", "TRAINING_RECORD_FILE", "TRAINING_SHOWERS_FILE", "count_alike", "read_energy_sample",

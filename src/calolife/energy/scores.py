@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from calolife.energy.resolution import drawn, replica_counts, shortest_half
+from calolife.runs import json_number
 from calolife.showers.events import PDG
 
 __all__ = ["FIGURES", "EnergyComparison", "EnergyScore", "compare_energy", "particle_masks", "score_energy"]
@@ -69,10 +70,10 @@ class EnergyScore:
     def to_json_dict(self) -> dict[str, Any]:
         """A row of plain numbers; null for what is not known."""
         row: dict[str, Any] = {"model": self.model, "particle": self.particle}
-        row |= {name: _plain(getattr(self, name)) for name in FIGURES}
+        row |= {name: json_number(getattr(self, name)) for name in FIGURES}
         row["n"] = self.n
-        row |= {f"{name}_error": _plain(getattr(self, f"{name}_error")) for name in FIGURES}
-        return row | {name: _plain(getattr(self, name)) for name in ("rel_loss_ratio", "rel_loss_ratio_low", "rel_loss_ratio_high")}
+        row |= {f"{name}_error": json_number(getattr(self, f"{name}_error")) for name in FIGURES}
+        return row | {name: json_number(getattr(self, name)) for name in ("rel_loss_ratio", "rel_loss_ratio_low", "rel_loss_ratio_high")}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class EnergyComparison:
         """A row of plain numbers; null for what is not known."""
         numbers = ("difference", "difference_low", "difference_high", "ratio", "ratio_low", "ratio_high")
         head = {"model": self.model, "baseline": self.baseline, "particle": self.particle, "figure": self.figure, "n": self.n}
-        return {**head, **{name: _plain(getattr(self, name)) for name in numbers}, "verdict": self.verdict}
+        return {**head, **{name: json_number(getattr(self, name)) for name in numbers}, "verdict": self.verdict}
 
 
 def score_energy(
@@ -352,7 +353,3 @@ def _over(above: ArrayLike, below: ArrayLike) -> FloatArray:
 def _with_interval(value: ArrayLike, replicas: FloatArray) -> FloatArray:
     """Value, low and high end of its 95 % interval; NaN ends where a replica has no value."""
     return np.array([float(np.asarray(value)), *np.quantile(replicas, (0.025, 0.975))])
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

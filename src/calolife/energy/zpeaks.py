@@ -14,13 +14,16 @@ from calolife.energy.lineshapes import LineFit, fit_z_line
 from calolife.energy.resolution import effective_sigma
 from calolife.energy.zline import Z_MASS_GEV, Z_RANGE_GEV
 from calolife.errors import NotConvergedError
+from calolife.runs import json_number
 
-__all__ = ["ZComparison", "ZEvents", "ZPeak", "compare_z_peaks", "dielectron_mass", "fit_true_peak"]
+__all__ = ["LEAST_REPLICAS", "ZComparison", "ZEvents", "ZPeak", "compare_z_peaks", "dielectron_mass", "fit_true_peak"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 Report = Callable[[str, float, float], None]
+
+LEAST_REPLICAS = 40  # of a 95 % interval; chosen: a fortieth lies below its lower end, which of fewer is beyond them all
 
 _FEWEST = 50  # masses; chosen: fewer give no width worth its error
 _FIGURES = ("resolution", "resolution_same_tail", "effective_sigma")
@@ -174,7 +177,7 @@ class ZPeak:
         }  # fmt: skip
         return {
             "model": self.model, "condition": self.condition, "n": self.n, "n_events": self.n_events,
-            **{name: {"value": _plain(value), "uncertainty": _plain(error)} for name, (value, error) in figures.items()},
+            **{name: {"value": json_number(value), "uncertainty": json_number(error)} for name, (value, error) in figures.items()},
             "fit": None if fit is None else fit.to_json_dict(), "remark": self.remark,
         }  # fmt: skip
 
@@ -192,7 +195,7 @@ class ZComparison:
     ratio, ratio_error : float
         The model's over the reference's; its standard error from paired replicas.
     low, high : float
-        95 % interval.
+        95 % interval: quantiles of the replicas; NaN of fewer than 40.
     n_replicas : int
     """
 
@@ -208,7 +211,7 @@ class ZComparison:
 
     def to_json_dict(self) -> dict[str, Any]:
         """All of it; null for what is not known."""
-        return {name: _plain(v) if isinstance(v, float) else v for name, v in vars(self).items()}
+        return {name: json_number(v) if isinstance(v, float) else v for name, v in vars(self).items()}
 
 
 def fit_true_peak(events: ZEvents) -> float:
@@ -232,7 +235,7 @@ def compare_z_peaks(
     reference : str
         One of the models.
     n_bootstrap : int
-        Replicas; 0: no intervals.
+        Replicas; 0: no errors of ratios, fewer than 40: no 95 % intervals.
     seed : int
         Of the resampling.
     tell : callable
@@ -256,7 +259,7 @@ def compare_z_peaks(
     of the tail held at that of its own fit, which hardly anything depends on. sigma and the place where the tail begins make up
     for one another, so that the ratio of two free fits is known badly; with one tail for all it is known as well as that of the
     effective sigmas. Replicas in which a fit of either model fails are left out of their ratio; with a tenth of them failed
-    there is no interval.
+    there is neither error nor interval.
     """
     if reference not in events.energy_gev:
         raise ValueError(f"reference {reference!r} is not one of {', '.join(events.energy_gev)}")
@@ -324,13 +327,9 @@ def _resolution(mass: FloatArray, held: Mapping[str, float] | None) -> float:
 
 
 def _interval(ratio: FloatArray) -> tuple[float, float, float]:
-    """Standard error and 95 % interval of replicas; NaN where too many failed."""
+    """Standard error and 95 % interval of replicas; NaN where too many failed, and the interval where there are too few."""
     known = ratio[np.isfinite(ratio)]
     if known.size < max(2, (1.0 - _MOST_FAILED) * ratio.size):
         return math.nan, math.nan, math.nan
-    low, high = np.quantile(known, [0.025, 0.975]).tolist()
+    low, high = np.quantile(known, [0.025, 0.975]).tolist() if ratio.size >= LEAST_REPLICAS else (math.nan, math.nan)
     return float(known.std(ddof=1)), low, high
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None

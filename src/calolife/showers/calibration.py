@@ -14,14 +14,14 @@ from calolife.showers.digitise import digitise
 from calolife.showers.events import Showers
 from calolife.showers.splitmix import GOLDEN, scrambled, unit_interval
 
-__all__ = ["BARREL_READOUT", "intercalibration", "read_out", "scale_cells"]
+__all__ = ["BARREL_READOUT", "MOST_PERCENT", "intercalibration", "read_out", "scale_cells"]
 
 FloatArray = NDArray[np.float64]
 
 BARREL_READOUT = load_detector("cms-barrel").readout
 """Readout of the crystals of the CMS barrel, for other crystals such as its; numbers and sources stand in ``cms-barrel.toml``."""
 
-_MOST_PERCENT = 20.0  # chosen: beyond it the cut of the Gaussian at zero would show
+MOST_PERCENT = 20.0  # chosen: beyond it the cut of the Gaussian at zero would show
 _STREAM = 0x1CA1  # chosen: keeps the numbers apart from those of `digitise` (0 to 7) and of ageing (64 on), whose seed may be the same
 
 
@@ -53,9 +53,9 @@ def intercalibration(detector: Detector, width_percent: float, *, seed: int) -> 
     >>> factor.size, round(100 * float(factor.std()), 2)
     (61200, 0.5)
     """
-    if not 0 <= width_percent <= _MOST_PERCENT:
+    if not 0 <= width_percent <= MOST_PERCENT:
         raise ValueError(
-            f"width_percent = {width_percent:g} must be between 0 and {_MOST_PERCENT:g}; 0.5 is half a per cent from cell to cell"
+            f"width_percent = {width_percent:g} must be between 0 and {MOST_PERCENT:g}; 0.5 is half a per cent from cell to cell"
         )
     if not (0 <= seed < 2**63 and seed == int(seed)):
         raise ValueError(f"seed = {seed} must be a whole number >= 0 and below 2^63")

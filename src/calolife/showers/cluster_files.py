@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from calolife.detector.crystals import CrystalCalorimeter
 from calolife.detector.presets import Detector
 from calolife.errors import FileFormatError
-from calolife.showers.clusters import Superclusters
-from calolife.showers.files import beside, checked, flush_columns, new_columns, open_hdf5, stored_detector, write_detector
+from calolife.showers.hdf5 import beside, checked, flush_columns, new_columns, open_hdf5, stored_detector, write_detector
+from calolife.showers.superclusters import Superclusters
 
 __all__ = ["CLUSTERS_FILE", "is_superclusters", "read_superclusters", "write_superclusters"]
 

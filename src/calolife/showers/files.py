@@ -6,24 +6,23 @@ however they were cut into parts.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calolife.detector.layers import LayeredCalorimeter, Readout
-from calolife.detector.presets import Detector, from_toml, load_detector, to_toml
+from calolife.detector.presets import Detector, load_detector, to_toml
 from calolife.errors import FileFormatError, MissingExtraError
 from calolife.showers.events import PDG, UNKNOWN_PARTICLE, Showers
+from calolife.showers.hdf5 import beside, checked, flush_columns, new_columns, open_hdf5, stored_detector, write_detector
 
 if TYPE_CHECKING:
     import h5py
@@ -31,30 +30,23 @@ if TYPE_CHECKING:
 __all__ = [
     "SHOWERS_FILE",
     "LayerSums",
-    "beside",
-    "checked",
     "count_showers",
-    "flush_columns",
     "holds_layer_sums",
     "iter_showers",
-    "new_columns",
-    "open_hdf5",
     "read_layer_sums",
     "read_showers",
-    "stored_detector",
     "write_calochallenge",
-    "write_detector",
     "write_root",
     "write_showers",
 ]
 
 FloatArray = NDArray[np.float64]
-T = TypeVar("T")
 
 SHOWERS_FILE = "showers.h5"
 """Name of the showers in a run directory."""
 
 _FORMAT, _VERSION = "calolife showers", 1
+_WHAT = {"name": SHOWERS_FILE, "what": "showers", "maker": "calolife showers"}
 _TREE, _RECORD = "showers", "calolife"
 _HIT_COLUMNS = {"cell": "i4", "energy_mev": "f4"}
 _TRUTH_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -64,7 +56,6 @@ _TRUTH_COLUMNS: dict[str, tuple[str, tuple[int, ...]]] = {
 _SHOWERS_PER_CHUNK = 1024  # chosen: a part of a file is found by decoding little more than it
 _HITS_PER_CHUNK = 32768  # chosen: 128 kB, a few milliseconds to decode
 _DENSE_BYTES = 1 << 24  # chosen: dense layouts are written and read in parts of 16 MB
-_GZIP = 1  # chosen: higher levels save 3 % of a sample of pions and take twice the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +229,7 @@ def holds_layer_sums(path: str | Path) -> bool:
 
     if not (Path(path).is_file() and h5py.is_hdf5(path)):
         return False
-    with open_hdf5(Path(path)) as file:
+    with open_hdf5(Path(path), **_WHAT) as file:
         return _is_layer_sums(file) and not np.array_equal(file.attrs.get("format"), _FORMAT)
 
 
@@ -250,7 +241,7 @@ def read_layer_sums(path: str | Path) -> LayerSums:
     FileFormatError
         As `read_showers`.
     """
-    with open_hdf5(Path(path)) as file:
+    with open_hdf5(Path(path), **_WHAT) as file:
         if _is_layer_sums(file):
             found = LayerSums(
                 np.asarray(file["layer_energy_mev"][()], dtype=np.float64),
@@ -366,20 +357,6 @@ def write_root(path: str | Path, showers: Showers | Iterable[Showers]) -> int:
     return n_showers
 
 
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A name to write to, renamed to `path` when all went well and removed when not."""
-    if not path.parent.is_dir():  # uproot would make one, HDF5 tells it in five clauses
-        raise FileNotFoundError(errno.ENOENT, "no such directory; make it first", str(path.parent))
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 def _one_sample(showers: Showers | Iterable[Showers]) -> Iterator[Showers]:
     """The parts of one sample, each checked against the first."""
     parts = iter([showers]) if isinstance(showers, Showers) else iter(showers)
@@ -420,40 +397,6 @@ def _shared(origin: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
     return {k: v for k, v in origin.items() if k in other and other[k] == v}
 
 
-def new_columns(file: h5py.File, sizes: Mapping[str, tuple[str, tuple[int, ...], int]]) -> dict[str, h5py.Dataset]:
-    """Empty columns in a file being written, of a type, a shape beside their length, and a length of chunks."""
-    return {
-        name: file.create_dataset(
-            name, shape=(0, *shape), maxshape=(None, *shape), chunks=(chunk, *shape), dtype=dtype,
-            compression="gzip", compression_opts=_GZIP, shuffle=True, fletcher32=True,
-        )
-        for name, (dtype, shape, chunk) in sizes.items()
-    }  # fmt: skip
-
-
-def write_detector(file: h5py.File, detector: Detector) -> None:
-    """The detector as TOML in a data set of its own: an attribute holds 64 kB at most."""
-    import h5py
-
-    text = to_toml(detector).encode()
-    file.create_dataset("detector", data=np.array(text, dtype=h5py.string_dtype("utf-8", len(text))))
-
-
-def flush_columns(columns: Mapping[str, h5py.Dataset], waiting: dict[str, list[NDArray[Any]]], *, is_last: bool = False) -> None:
-    """Write what waits for each column: whole chunks only, so that the file does not show how the sample was cut; at the end all."""
-    for name, column in columns.items():
-        chunk = column.chunks[0]
-        n = sum(len(a) for a in waiting[name])
-        n_out = n if is_last else n // chunk * chunk
-        if n_out == 0:
-            continue
-        values = np.concatenate(waiting[name])
-        at = column.shape[0]
-        column.resize(at + n_out, axis=0)
-        column[at:] = values[:n_out]
-        waiting[name] = [values[n_out:]]
-
-
 def _record(showers: Showers, origin: Mapping[str, Any]) -> dict[str, Any]:
     readout = None
     if showers.readout is not None:  # JSON has no infinity
@@ -488,35 +431,10 @@ def _opened(path: Path, detector: Detector | None) -> AbstractContextManager[_So
 
 
 @contextmanager
-def open_hdf5(path: Path, *, name: str = SHOWERS_FILE, what: str = "showers", maker: str = "calolife showers") -> Iterator[h5py.File]:
-    """The open file, or the one of that name in a run directory; what HDF5 finds wrong with it is told in one line."""
-    import h5py
-
-    if path.is_dir():
-        if not (path / name).is_file():
-            raise FileFormatError(f"{path} has no {name}; give a file of {what}, or a run of '{maker}'")
-        path = path / name
-    if not path.is_file():
-        hint = path.with_name(path.name + ".partial")
-        hint_text = f"{hint} is unfinished: repeat its command to go on" if hint.exists() else "give a file or a run directory"
-        raise FileFormatError(f"no {what} at {path}; {hint_text}")
-    if not h5py.is_hdf5(path):
-        raise FileFormatError(f"{path} is not HDF5; give a file that '{maker}' wrote, or convert it")
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except FileFormatError:
-        raise
-    except (OSError, RuntimeError, KeyError) as error:  # to h5py a damaged link is a KeyError
-        what = "truncated" if "truncated" in str(error) else "damaged"
-        raise FileFormatError(f"{path} is {what}: HDF5 cannot read it; make it or get it again") from error
-
-
-@contextmanager
 def _opened_hdf5(path: Path, detector: Detector | None) -> Iterator[_Source]:
     import h5py
 
-    with open_hdf5(path) as file:
+    with open_hdf5(path, **_WHAT) as file:
         columns = {name for name in file if isinstance(file.get(name), h5py.Dataset)}
         if np.array_equal(file.attrs.get("format"), _FORMAT):
             source = _ours(file, path, detector)
@@ -694,27 +612,3 @@ def _common(record: Mapping[str, Any], path: Path, detector: Detector | None) ->
         stored = {f.name: record["readout"].get(f.name) for f in fields(Readout)}
         readout = checked(path, lambda: Readout(**{k: math.inf if v is None else float(v) for k, v in stored.items()}))
     return here, {"kind": str(record["kind"]), "readout": readout, "origin": dict(record["origin"] or {})}
-
-
-def stored_detector(record: Mapping[str, Any], path: Path, *, version: int, detector: Detector | None) -> Detector:
-    """Detector of a file, with the version of its format and the detector's digest checked, and that it is the one asked for."""
-    if str(record.get("version")) != str(version):
-        raise FileFormatError(f"{path} has version {record.get('version')} of the format, this calolife reads {version}; update calolife")
-    here = checked(path, lambda: from_toml(str(record["detector"])))
-    if here.digest != record["detector_digest"]:
-        raise FileFormatError(f"{path} is damaged: its detector {here.name!r} is not the one its digest names; make it again")
-    if detector is not None and detector.digest != here.digest:
-        raise FileFormatError(
-            f"{path} was made in detector {here.name!r} ({here.digest[:8]}), not in {detector.name!r} ({detector.digest[:8]}); leave it out"
-        )
-    return here
-
-
-def checked(path: Path, make: Callable[[], T]) -> T:
-    """What `make` makes of the contents of a file; what it refuses is damage."""
-    try:
-        return make()
-    except FileFormatError:
-        raise
-    except (ValueError, TypeError, KeyError) as error:
-        raise FileFormatError(f"{path} is damaged: {error}") from error

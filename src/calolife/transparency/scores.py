@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from calolife.runs import json_number
 from calolife.transparency.history import FloatArray, IntArray
 
 __all__ = [
@@ -177,9 +178,9 @@ class BacktestResult:
         results = [
             {
                 "model": s.model, "mode": s.mode, "year": s.year, "crystal": int(s.xtal_id[c]),
-                "mape_percent": _plain(s.mape_percent[c]), "skill": _plain(s.skill[c]),
-                "coverage68": _plain(s.coverage68[c]), "coverage95": _plain(s.coverage95[c]),
-                "skill_low": _plain(s.skill_low[c]), "skill_high": _plain(s.skill_high[c]),
+                "mape_percent": json_number(s.mape_percent[c]), "skill": json_number(s.skill[c]),
+                "coverage68": json_number(s.coverage68[c]), "coverage95": json_number(s.coverage95[c]),
+                "skill_low": json_number(s.skill_low[c]), "skill_high": json_number(s.skill_high[c]),
                 "n_windows": int(s.n_windows[c]), "n_targets": int(s.n_targets[c]), "in_sample": s.is_in_sample,
             }
             for s in self.scores for c in range(s.xtal_id.size)
@@ -187,7 +188,7 @@ class BacktestResult:
         horizons = [
             {
                 "model": h.model, "year": h.year, "horizon_h": float(h.horizon_s[i] / 3600.0),
-                "mape_percent": _plain(h.mape_percent[i]), "n_targets": int(h.n_targets[i]),
+                "mape_percent": json_number(h.mape_percent[i]), "n_targets": int(h.n_targets[i]),
             }
             for h in self.horizons for i in range(h.horizon_s.size)
         ]  # fmt: skip
@@ -196,19 +197,20 @@ class BacktestResult:
             "mean": [self._mean_row(s, "mode") for s in self.scores],
             "tasks": [self._mean_row(s, "task") for s in self.tasks],
             "horizons": horizons,
-            "fit_seconds": {model: _plain(seconds) for model, seconds in self.fit_seconds.items()},
+            "fit_seconds": {model: json_number(seconds) for model, seconds in self.fit_seconds.items()},
         }
 
     def _mean_row(self, score: Score, kind: str) -> dict[str, Any]:
         skill_low, skill_high = score.mean_skill_interval
         mape_low, mape_high = score.mape_percent_interval
         return {
-            "model": score.model, kind: score.mode, "year": score.year, "mape_percent": _plain(score.mean_mape_percent),
-            "mape_percent_low": _plain(mape_low), "mape_percent_high": _plain(mape_high),
-            "skill": _plain(score.mean_skill), "skill_low": _plain(skill_low), "skill_high": _plain(skill_high),
-            "coverage68": _plain(score.coverage68.mean()), "coverage95": _plain(score.coverage95.mean()),
+            "model": score.model, kind: score.mode, "year": score.year, "mape_percent": json_number(score.mean_mape_percent),
+            "mape_percent_low": json_number(mape_low), "mape_percent_high": json_number(mape_high),
+            "skill": json_number(score.mean_skill), "skill_low": json_number(skill_low), "skill_high": json_number(skill_high),
+            "coverage68": json_number(score.coverage68.mean()), "coverage95": json_number(score.coverage95.mean()),
             "n_crystals": score.xtal_id.size, "n_targets": int(score.n_targets.sum()),
-            "fit_s": _plain(self.fit_seconds.get(score.model.removesuffix("-last24"), math.nan)), "forecast_s": _plain(score.forecast_s),
+            "fit_s": json_number(self.fit_seconds.get(score.model.removesuffix("-last24"), math.nan)),
+            "forecast_s": json_number(score.forecast_s),
             "in_sample": score.is_in_sample, "leak": is_leaky(score.model),
         }  # fmt: skip
 
@@ -316,10 +318,6 @@ def published_table(
 def is_leaky(name: str) -> bool:
     """Whether a model of this name is marked as one that looks at the test year."""
     return name.endswith(LEAK_SUFFIX)
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 _PER_CRYSTAL = (
