@@ -18,6 +18,7 @@ from calolife.energy.drn_model import DrnModel, fit_drn
 from calolife.energy.features import EnergySample
 from calolife.energy.linear import fit_sum
 from calolife.energy.onnx import check_onnx, export_onnx, run_onnx
+from calolife.energy.peak_scale import PeakScale
 from calolife.errors import FileFormatError
 from calolife.storage import save_model
 
@@ -31,7 +32,9 @@ def sample() -> EnergySample:
 
 @pytest.fixture(scope="module")
 def model(sample: EnergySample) -> DrnModel:
-    return fit_drn(sample, seed=3, **SMALL)
+    # of a thousand objects and more it would have several knots
+    scale = PeakScale(np.array([[1.0, 2.5, 3.5, 4.5], [-0.02, 0.03, -0.01, 0.0]]), np.array([[2.0, 4.0], [0.2, -0.1]]))
+    return replace(fit_drn(sample, seed=3, **SMALL), scale=scale)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_the_check_compares_the_objects_that_the_model_keeps(model: DrnModel, ru
 
 
 def test_the_file_of_another_model_is_refused(sample: EnergySample, model: DrnModel, run: Path) -> None:
-    other = replace(model, scale=replace(model.scale, energy=model.scale.energy + 0.001))
+    other = replace(model, scale=replace(model.scale, sigma=model.scale.sigma + 0.001))
     for refused in (lambda: run_onnx(run / "model.onnx", sample, model=other), lambda: check_onnx(other, run / "model.onnx")):
         with pytest.raises(ValueError, match=r"is of model .*, not of"):
             refused()

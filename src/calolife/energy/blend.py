@@ -103,10 +103,10 @@ def fit_blend(
     """
     bdt = fit_bdt(sample, seed=seed, progress=progress)
     drn = fit_drn(sample, seed=seed, device=device, progress=progress, checkpoint_dir=checkpoint_dir, **network)
-    return blend_of(bdt, drn, sample, seed=seed)
+    return blend_of(bdt, drn, sample)
 
 
-def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample, *, seed: int = 0) -> Blend:
+def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample) -> Blend:
     """The mean of two fitted models, brought to scale on the training objects that neither was fitted to.
 
     Parameters
@@ -114,11 +114,9 @@ def blend_of(bdt: Bdt, drn: DrnModel, sample: EnergySample, *, seed: int = 0) ->
     bdt : Bdt
     drn : DrnModel
     sample : EnergySample
-        What both were fitted to.
-    seed : int
-        That of both fits.
+        What both were fitted to, with the seed of the network.
     """
-    at, checked, _ = split_validation(sample, seed=seed)
+    at, checked, _ = split_validation(sample, seed=drn.seed)
     judged = sample.select(at[checked])
     found = _mean(bdt, drn, judged)
     scale = fit_peak_scale(found, judged.energy_gev)

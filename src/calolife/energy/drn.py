@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from calolife.energy.crystal_ball import CrystalBall
 from calolife.energy.drn_graph import Edges, Slots, cut_weights, edges_of, groups, keys, knn, match, padded, rows_of, slots_of
 from calolife.training import limit_threads
 
-__all__ = ["Drn", "EdgeConv", "infer"]
+__all__ = ["Drn", "EdgeConv", "OutputLayers", "infer", "read_objects"]
 
 _GPU_HITS = 200_000  # chosen: hits of a group there; launches cost the same for many as for few
 _TILE_VALUES = 131_072  # chosen: three buffers of 0.5 MB
@@ -166,6 +168,18 @@ class EdgeConv(nn.Module):
         return torch.zeros_like(x).index_add(0, edges.receiver, h)
 
 
+class OutputLayers(nn.ModuleList):
+    """From what is known of an object to what `Drn.parameters_of` makes parameters of."""
+
+    def forward(self, read: Tensor) -> Tensor:
+        """(object, width + G) -> (object, 6)"""
+        *layers, last = self
+        for layer in layers:
+            read = _elu_(layer(read))
+        answer: Tensor = last(read)
+        return answer
+
+
 class Drn(nn.Module):
     """Six Crystal Ball parameters of ln(E_raw / E_true) from the hits of each object.
 
@@ -204,7 +218,7 @@ class Drn(nn.Module):
         self.k, self.is_symmetric, self.seed = k, is_symmetric, seed
         self.input = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([n_hit_features, *[width] * 4]))
         self.conv = nn.ModuleList(EdgeConv(width, hidden) for _ in range(blocks))
-        self.output = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise([*[width + n_event_features] * 3, 6]))
+        self.output = OutputLayers(nn.Linear(a, b) for a, b in itertools.pairwise([*[width + n_event_features] * 3, 6]))
         self.event_centre: Tensor
         self.event_spread: Tensor
         self.register_buffer("event_centre", torch.zeros(n_event_features))
@@ -232,6 +246,11 @@ class Drn(nn.Module):
 
     def outputs(self, hit: Tensor, count: Tensor, event: Tensor, *, is_reference: bool = False) -> Tensor:
         """What `parameters_of` makes parameters of, (object, 6); all objects at once."""
+        answer: Tensor = self.output(self.read(hit, count, event, is_reference=is_reference))
+        return answer
+
+    def read(self, hit: Tensor, count: Tensor, event: Tensor, *, is_reference: bool = False) -> Tensor:
+        """What the output layers read, (object, width + G): what is pooled from the hits, and the event features."""
         x = hit
         for layer in self.input:
             x = _elu_(layer(x))
@@ -245,11 +264,7 @@ class Drn(nn.Module):
                 x, key, at = _pool(x, key, near, at)
         # (node, width) -> (object, width)
         pooled = padded(x, at).masked_fill(~at.is_node.unsqueeze(2), -math.inf).amax(1)
-        y = torch.cat([pooled, self.scaled(event)], 1)
-        for layer in self.output[:-1]:
-            y = _elu_(layer(y))
-        raw: Tensor = self.output[-1](y)
-        return raw
+        return torch.cat([pooled, self.scaled(event)], 1)
 
     def scaled(self, event: Tensor) -> Tensor:
         """Event features of order 1, (object, G); what lies far out is moved in."""
@@ -298,21 +313,32 @@ def infer(net: Drn, hit: Tensor, *, count: Tensor, event: Tensor, n_threads: int
     The threads are Python's: PyTorch lets others run in every operation, and threads of its own would wait for one another
     at each of them.
     """
-    some = _groups_of(count) if n_threads > 1 and count.device.type == "cpu" else []
-    if len(some) <= 1:
-        with torch.inference_mode(), limit_threads(1):
-            shape: CrystalBall = net(hit, count, event, is_reference=is_reference)
-            return shape
-    first = torch.cumsum(count, 0) - count
+    made = _in_groups(partial(net.outputs, is_reference=is_reference), hit, count, event, n_threads=n_threads)
+    with torch.inference_mode():
+        return net.parameters_of(made)
+
+
+def read_objects(net: Drn, hit: Tensor, *, count: Tensor, event: Tensor, n_threads: int = 1) -> Tensor:
+    """What the output layers read of each object, as `Drn.read`; arguments as in `infer`."""
+    return _in_groups(net.read, hit, count, event, n_threads=n_threads).clone()  # may be trained on
+
+
+def _in_groups(function: Callable[..., Tensor], hit: Tensor, count: Tensor, event: Tensor, *, n_threads: int) -> Tensor:
+    """What a function of hits, counts and event features gives, (object, ...), without gradients, group by group."""
+    some, first = _groups_of(count), torch.cumsum(count, 0) - count
 
     def one(index: Tensor) -> Tensor:
         with torch.inference_mode():  # it holds for one thread only
-            return net.outputs(*_taken(hit, count, event, first, index), is_reference=is_reference)
+            return function(*_taken(hit, count, event, first, index))
 
+    if len(some) == 1:
+        with torch.inference_mode(), limit_threads(1):
+            return function(hit, count, event)
+    n_threads = n_threads if count.device.type == "cpu" else 1
     with limit_threads(1), ThreadPoolExecutor(min(n_threads, len(some))) as pool:
         made = list(pool.map(one, some))
         with torch.inference_mode():
-            return net.parameters_of(torch.cat(made).index_select(0, _inverse(torch.cat(some))))
+            return torch.cat(made).index_select(0, _inverse(torch.cat(some)))
 
 
 def _groups_of(count: Tensor) -> list[Tensor]:

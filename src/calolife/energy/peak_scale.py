@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from calolife.energy.features import FloatArray, Prediction
 from calolife.energy.resolution import shortest_half
+from calolife.errors import NotConvergedError
 
 __all__ = ["AS_IS", "PeakScale", "fit_peak_scale"]
 
@@ -30,6 +32,11 @@ class PeakScale:
     sigma : float array, (2, knot)
         The same for the factor of sigma(E) / E.
 
+    Raises
+    ------
+    ValueError
+        Numbers that are not finite, knots that do not rise, no knot.
+
     Examples
     --------
     >>> scale = PeakScale(np.log([[10.0, 100.0], [0.99, 1.0]]), np.log([[10.0, 100.0], [1.2, 1.0]]))
@@ -41,10 +48,17 @@ class PeakScale:
     energy: FloatArray
     sigma: FloatArray
 
+    def __post_init__(self) -> None:
+        for name in ("energy", "sigma"):
+            knots = getattr(self, name)
+            is_curve = knots.ndim == 2 and knots.shape[0] == 2 and knots.size and np.isfinite(knots).all() and (np.diff(knots[0]) > 0).all()
+            if not is_curve:
+                raise ValueError(f"the scale of {name} is no curve: give two finite rows, the first rising, or train the model again")
+
     def apply_to(self, prediction: Prediction) -> Prediction:
         """Energies on scale, and uncertainties as wide as the pulls say."""
         assert prediction.sigma_gev is not None
-        at = np.log(np.maximum(prediction.energy_gev, np.finfo(float).tiny))
+        at = _log(prediction.energy_gev)
         ratio, sigma_ratio = np.exp(np.interp(at, *self.energy)), np.exp(np.interp(at, *self.sigma))
         return Prediction(ratio * prediction.energy_gev, ratio * sigma_ratio * prediction.sigma_gev)
 
@@ -63,7 +77,7 @@ AS_IS = PeakScale(np.zeros((2, 1)), np.zeros((2, 1)))
 
 
 def fit_peak_scale(prediction: Prediction, energy_gev: ArrayLike) -> PeakScale:
-    """The scale after which E'/E peaks at 1 and pulls are 1 wide, in bins of E'.
+    """The scale after which E'/E peaks at 1 and pulls are 1 wide, at every energy.
 
     Parameters
     ----------
@@ -78,10 +92,12 @@ def fit_peak_scale(prediction: Prediction, energy_gev: ArrayLike) -> PeakScale:
 
     Notes
     -----
-    Each bin reaches down to half of the energy where it begins, or farther until it holds 200 objects. Its peak is that of the Cruijff
-    function fitted to E'/E: the tail to the left grows as the energy falls, and a scale on the median would let the peak rise by 1 % at
-    10 GeV. The width of the pulls, in bins of 1,000, is half of the shortest interval with 68.3 % of them; that of all together is 1.
-    Of fewer than 200 objects the median of E'/E comes to 1.
+    Bins are octaves of the true energy, from the highest down, those with fewer than 200 objects joined to the next; their knots lie at
+    the median of E'. (In bins of E' those below the least true energy would hold nothing but tails.) The peak is that of
+    the Cruijff function fitted to E'/E: the tail to the left grows as the energy falls, and a scale on the median would let the peak
+    rise by 1 % at 10 GeV. The width of the pulls, in bins of 1,000, is half of the shortest interval with 68.3 % of them; that of all
+    together is 1. Of fewer than 200 objects, or where no Cruijff function fits, the median of E'/E comes to 1; a model whose
+    median falls while the energy rises gets one factor for all energies.
 
     Examples
     --------
@@ -92,36 +108,54 @@ def fit_peak_scale(prediction: Prediction, energy_gev: ArrayLike) -> PeakScale:
     >>> round(float(np.median(found.energy_gev / true)), 2), round(float(np.median(found.sigma_gev / found.energy_gev)), 2)
     (1.0, 0.02)
     """
-    from calolife.energy.lineshapes import fit_cruijff  # loads iminuit
-
     true, predicted = np.asarray(energy_gev, dtype=np.float64), prediction.energy_gev
-    at = np.log(predicted)
-
-    def peak(some: IntArray) -> float:
-        ratio = predicted[some] / true[some]
-        return fit_cruijff(ratio).mu if some.size >= _LEAST_PEAK else float(np.median(ratio))
-
-    energy = np.array([(np.median(at[some]), -np.log(peak(some))) for some in _bins(at, least=_LEAST_PEAK)]).T
+    at, log_true = _log(predicted), np.log(true)
+    energy = _curve(at, _bins(log_true, least=_LEAST_PEAK), lambda some: 1.0 / _peak(predicted[some] / true[some]))
     found = replace(AS_IS, energy=energy).apply_to(prediction)
     assert found.sigma_gev is not None
     pull = (found.energy_gev - true) / found.sigma_gev
-    sigma = np.array([(np.median(at[some]), np.log(_width(pull[some]))) for some in _bins(at, least=_LEAST_WIDTH)]).T
+    sigma = _curve(at, _bins(log_true, least=_LEAST_WIDTH), lambda some: _width(pull[some]))
     sigma[1] += np.log(_width(pull / np.exp(np.interp(at, *sigma))))
     return PeakScale(energy, sigma)
+
+
+def _log(energy_gev: FloatArray) -> FloatArray:
+    """ln of energies, of which one may be 0."""
+    return np.log(np.maximum(energy_gev, np.finfo(float).tiny))
+
+
+def _curve(at: FloatArray, bins: list[IntArray], factor: Callable[[IntArray], float]) -> FloatArray:
+    """Knots of a factor that each bin knows, (2, knot)."""
+    for some in (bins, [np.arange(at.size)]):
+        knots = np.array([(np.median(at[one]), np.log(factor(one))) for one in some]).T
+        if (np.diff(knots[0]) > 0).all():
+            break
+    return knots
+
+
+def _peak(ratio: FloatArray) -> float:
+    from calolife.energy.lineshapes import fit_cruijff  # loads iminuit
+
+    if ratio.size >= _LEAST_PEAK:
+        try:
+            return fit_cruijff(ratio).mu
+        except (ValueError, NotConvergedError):
+            pass  # no peak: a training of hours is not to be lost for it
+    return float(np.median(ratio))
 
 
 def _width(pull: FloatArray) -> float:
     return float(shortest_half(np.sort(pull)[None])[0])
 
 
-def _bins(at: FloatArray, *, least: int) -> list[IntArray]:
+def _bins(log_energy: FloatArray, *, least: int) -> list[IntArray]:
     """Objects of each bin, by rising energy, (object,) [ln GeV]."""
-    falling = np.argsort(-at, kind="stable")
-    octave = np.floor((at[falling[0]] - at[falling]) / np.log(2.0))
+    falling = np.argsort(-log_energy, kind="stable")
+    octave = np.floor((log_energy[falling[0]] - log_energy[falling]) / np.log(2.0))
     ends = [0]
     for end in np.flatnonzero(np.diff(octave)) + 1:
         if end - ends[-1] >= least:
             ends.append(int(end))
-    if len(ends) > 1 and at.size - ends[-1] < least:
+    if len(ends) > 1 and log_energy.size - ends[-1] < least:
         ends.pop()  # too few at the low end go with those above
     return np.split(falling, ends[1:])[::-1]
