@@ -302,13 +302,13 @@ def photons(bench: Bench) -> Json:
     bench.objects("test_photons", N_TEST_PHOTONS, particle="gamma")
     found: Json = {"fit_seconds": {m.name: bench.told(m.name)["fit_seconds"] for m in own}}
     models = [*own, *(m for m in bench.models() if m.name == "blend")]
-    return found | {"test": scores(bench, "test_photons", models, reference="bdt-photons")}
+    return found | {"test": scores(bench, "test_photons", models)}
 
 
-def scores(bench: Bench, name: str, models: list[Path], *, reference: str = "bdt") -> Json:
+def scores(bench: Bench, name: str, models: list[Path]) -> Json:
     """Cruijff rows of all models on the objects of this sample."""
     objects = bench.work / f"{name}_objects"
-    bench.run(f"{name}_scores", "energy", "evaluate", *map(str, models), "--on", str(objects), "--reference", reference)
+    bench.run(f"{name}_scores", "energy", "evaluate", *map(str, models), "--on", str(objects), "--reference", "bdt")
     told = bench.told(f"{name}_scores")
     particles = {r["particle"] for r in told["cruijff"]}
     rows = [
@@ -511,7 +511,10 @@ def main() -> int:
     result |= {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores", "python": platform.python_version(),
         "torch": version("torch"), "lightgbm": version("lightgbm"), "seeds": SEEDS, "energy_gev": ENERGY, "pileup": PILEUP,
-        "n": {"train": N_TRAIN, "test": N_TEST, "geant4": N_GEANT4, "pairs": N_PAIRS},
+        "n": {
+            "train": N_TRAIN, "test": N_TEST, "geant4": N_GEANT4, "pairs": N_PAIRS, "train_photons": N_TRAIN_PHOTONS,
+            "test_photons": N_TEST_PHOTONS,
+        },
     }  # fmt: skip
     for part in parts:
         result[part] = rounded(PARTS[part](bench))
