@@ -148,7 +148,7 @@ def test_the_command_simulates_collisions(tmp_path: Path) -> None:
     [
         (["cms-barrel", "--particle", "minbias", "--energy", "5"], "--energy belongs to a beam"),
         (["cms-barrel", "--particle", "minbias", "--pt", "5"], "--pt belongs to a beam"),
-        (["cms-barrel", "--particle", "minbias", "--beam-spot-mm", "5"], "beam_spot_mm = 5.0 belongs to a beam"),
+        (["cms-barrel", "--particle", "minbias", "--beam-spot-mm", "5"], "--beam-spot-mm = 5.0 belongs to a beam"),
         (["pbwo4-5x5", "--particle", "minbias"], "no closed barrel of crystals"),
         (["cu-scint-24x24", "--particle", "minbias"], "no closed barrel of crystals"),
         (["cms-barrel", "--energy", "5", "--pt", "5"], "give one of them"),

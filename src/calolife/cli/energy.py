@@ -86,7 +86,7 @@ def train(
     ] = None,
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, help="dnn: most passes over the training showers; drn, blend: all of them, 30.", show_default=False),
+        typer.Option("--epochs", min=1, help="Passes over the training showers; dnn: at most, drn and blend: 30.", show_default=False),
     ] = None,
     dropout: Annotated[
         float | None, typer.Option("--dropout", help="dnn: part of its hidden values left out in training.", show_default=False)

@@ -171,7 +171,8 @@ def _barrel(name: str) -> CrystalCalorimeter:
     from calolife.detector.presets import load_detector
     from calolife.zee import barrel_eta
 
-    found = load_detector(name)
+    with as_typed({}, of="--detector"):
+        found = load_detector(name)
     if not isinstance(found, CrystalCalorimeter):
         raise ValueError(f"--detector {name} is made of layers; the Z goes to a barrel of crystals: give one such as cms-barrel")
     barrel_eta(found)
