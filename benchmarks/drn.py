@@ -5,8 +5,9 @@
     python benchmarks/drn.py WORK --quick              # a smoke test of every part: hundreds of electrons
 
 Each step is a command of calolife with the seeds below, kept as a run in WORK: 200,000 electrons and positrons of the fast engine to
-train on, 40,000 to test, 4,000 electrons of Geant4 (with its data in GEANT4_DATA_DIR), flat from 1 to 300 GeV, all over the barrel, with
-0 to 60 collisions of pileup. `photons` does with 100,000 and 20,000 photons what `accuracy` does with electrons.
+train on, 40,000 to test, 40,000 more on which nothing was decided (`confirm`), 4,000 electrons of Geant4 (with its data in
+GEANT4_DATA_DIR), flat from 1 to 300 GeV, all over the barrel, with 0 to 60 collisions of pileup. `photons` does with 100,000 and 20,000
+photons what `accuracy` does with electrons.
 
 `agreement` compares the two engines before any readout: what the simulation was frozen on before a model was trained. `tune` gives the
 trees and the network the same CPU time for their settings, on training electrons alone; `accuracy` trains with the defaults. `limits` asks
@@ -53,6 +54,7 @@ N_TRAIN_PHOTONS, N_TEST_PHOTONS = 100_000, 20_000
 N_REPLICAS = 40
 SEEDS = {
     "train": 61, "test": 65, "geant4": 661, "collisions": 63, "test_collisions": 66, "zee": 64, "train_photons": 71, "test_photons": 75,
+    "confirm": 85, "confirm_collisions": 86,
 }  # fmt: skip
 BOTH_CHARGES = "mix:e-=0.5,e+=0.5"
 ENERGY, PILEUP = "1:300", "0:60"
@@ -99,7 +101,7 @@ class Bench:
         seed = str(SEEDS[name])
         of = ("--particle", particle, "--energy", ENERGY, "-n", self.n(n), "--engine", engine, "--workers", "2")
         showers = self.run(f"{name}_showers", "showers", "simulate", "cms-barrel", *of, "--seed", seed)
-        pileup = "collisions" if name.startswith("train") else "test_collisions"
+        pileup = "collisions" if name.startswith("train") else f"{'confirm' if name == 'confirm' else 'test'}_collisions"
         of = ("--particle", "minbias", "-n", self.n(N_COLLISIONS), "--workers", "2")
         collisions = self.run(pileup, "showers", "simulate", "cms-barrel", *of, "--seed", str(SEEDS[pileup]))
         rechits = self.run(
@@ -293,7 +295,8 @@ def accuracy(bench: Bench) -> Json:
     found: Json = {"fit_seconds": {m.name: bench.told(m.name)["fit_seconds"] for m in models}}
     bench.objects("test", N_TEST)
     bench.objects("geant4", N_GEANT4, particle="e-", engine="geant4")
-    return found | {name: scores(bench, name, models) for name in ("test", "geant4")}
+    bench.objects("confirm", N_TEST)
+    return found | {name: scores(bench, name, models) for name in ("test", "geant4", "confirm")}
 
 
 def photons(bench: Bench) -> Json:
