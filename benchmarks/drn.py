@@ -240,7 +240,7 @@ def trial_of_bdt(trial: Any, fitted: EnergySample, judged: EnergySample) -> tupl
     settings = {
         "leaves": trial.suggest_int("leaves", 4, 64, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.15, log=True),
-        "least_in_leaf": trial.suggest_int("least_in_leaf", 10, 300, log=True),
+        "least_in_leaf": trial.suggest_int("least_in_leaf", 10, min(300, fitted.n_showers // 10), log=True),
         "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
         "bagging_fraction": trial.suggest_float("bagging_fraction", 0.4, 1.0),
         "l2": trial.suggest_float("l2", 0.01, 100.0, log=True),
@@ -459,9 +459,9 @@ def memory_of(path: Path, n: int) -> Json:
     from calolife.energy.drn_model import fit_drn
 
     sample = read_energy_sample([path])
-    model = fit_drn(sample.select(np.arange(200)), epochs=1)
+    model = fit_drn(sample.select(np.arange(min(200, sample.n_showers))), epochs=1)
     sample = sample.select(np.arange(n) % sample.n_showers)
-    model.predict(sample.select(np.arange(100)))
+    model.predict(sample.select(np.arange(min(100, n))))
     process = psutil.Process()
     before, most, is_done = process.memory_info().rss, 0, threading.Event()
 

@@ -260,6 +260,7 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: fit_bdt(layers(toy(300))), "has 12 layers; give objects"),
     (lambda: fit_bdt(replace(toy(300), shape=np.empty((300, 0)), shape_names=())), "no features; give objects"),
     (lambda: fit_bdt(toy(199)), "199 objects are too few"),
+    (lambda: fit_bdt(toy(400), least_in_leaf=81), "least_in_leaf = 81 leaves no tree to 400 objects; it must be <= 80"),
     (lambda: fit_bdt(replace(toy(300), layer_energy_mev=np.r_[-1.0, np.ones(299)][:, None])), "object 0 has a raw energy of -1 MeV"),
     (lambda: fit_bdt(toy(300), leaves=1), "leaves = 1 must be between 2"),
     (lambda: fit_bdt(toy(300), learning_rate=0.0), "learning_rate = 0.0 must be"),

@@ -209,7 +209,7 @@ def fit_bdt(
     )  # fmt: skip
     for part in (sample,) if realistic is None else (sample, realistic):
         _check_crystals(part)
-        _check_training_objects(part)
+        _check_training_objects(part, least_in_leaf)
     if realistic is not None:
         check_sample(realistic, n_layers=1, digest=sample.digest, shape_names=sample.shape_names)
     settings = {
@@ -422,10 +422,12 @@ def _check_crystals(sample: EnergySample) -> None:
         )
 
 
-def _check_training_objects(sample: EnergySample) -> None:
+def _check_training_objects(sample: EnergySample, least_in_leaf: int) -> None:
     check_training(sample)
     if sample.n_showers < _LEAST_OBJECTS:
         raise ValueError(f"{sample.n_showers} objects are too few for bdt: a tenth of them calibrates sigma; give {_LEAST_OBJECTS} or more")
+    if least_in_leaf > (most := sample.n_showers // 5):  # a fold holds 0.45 of them, and a tree two leaves
+        raise ValueError(f"least_in_leaf = {least_in_leaf} leaves no tree to {sample.n_showers} objects; it must be <= {most}")
     if not (sample.visible_mev > 0).all():
         at = int(np.argmin(sample.visible_mev > 0))
         raise ValueError(f"object {at} has a raw energy of {sample.visible_mev[at]:g} MeV; it must be > 0: drop the object")
