@@ -411,7 +411,10 @@ def speed(bench: Bench) -> Json:
     rng = np.random.default_rng(1)
     rows = []
     # of a few electrons: what a model answers costs nothing more or less
-    models = {"default": fit_drn(few, epochs=1), "published": fit_drn(few.select(np.arange(200)), epochs=1, **PUBLISHED)}
+    models = {
+        "default": fit_drn(few, epochs=1),
+        "published": fit_drn(few.select(np.arange(min(200, few.n_showers))), epochs=1, **PUBLISHED),
+    }
     for name, model in models.items():
         for size in (1, 100, sample.n_showers):
             some = [sample.select(rng.integers(0, sample.n_showers, size)) for _ in range({1: 400, 100: 40}.get(size, 1))]
